@@ -1,0 +1,1 @@
+"""The control plane: authenticates callers, signs their CSRs, publishes roots."""

@@ -1,0 +1,1 @@
+"""What every program of the mesh shares: identity, certificates, TLS sessions, gRPC, time, logs."""

@@ -1,0 +1,1 @@
+"""Protocol messages, generated from the .proto files beside this one (`make protos`)."""

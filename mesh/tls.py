@@ -1,0 +1,413 @@
+"""Mutual TLS without I/O: pyOpenSSL over memory BIOs, judging peers by their SPIFFE ID.
+
+A `TlsContext` holds what many connections share: own certificate, roots, ALPN. It is cheap to
+throw away and is rebuilt whenever a certificate or a root changes, so new handshakes always use
+the newest material while open connections keep the session they have. A `TlsSession` is one
+connection: bytes from the network go in by `feed`, bytes for it come out of `pending_output`.
+
+The peer is judged inside the handshake, in OpenSSL's verify callback, and not after it: a refusal
+then reaches the peer as a TLS alert, and no application byte can ever precede the decision.
+
+Resumption is off. A resumed session skips certificate verification, so it would outlive the
+expiry of a certificate and the removal of a root. Without tickets and without a session cache
+every connection is a full handshake; SESS_CACHE_OFF alone is not enough, since a server that asks
+for client certificates and still hands out tickets aborts every client that tries to resume.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Callable, Sequence
+from datetime import datetime
+
+from cryptography import x509
+from OpenSSL import SSL, crypto
+
+from mesh.bundle import Bundles
+from mesh.spiffe import SpiffeId
+from mesh.svid import X509Svid
+from mesh.tls_errors import TlsClosed, TlsError, from_openssl
+from mesh.verify import (
+    MAX_CHAIN,
+    TIME_FAULTS,
+    PeerNotTrusted,
+    PeerRejected,
+    add_authorities,
+    bundle_for,
+    peer_leaf_id,
+    refusal_by_time,
+    rejection,
+)
+
+__all__ = [
+    "ClientCertificate",
+    "TlsClosed",
+    "TlsContext",
+    "TlsError",
+    "TlsSession",
+    "client_context",
+    "named_client_context",
+    "server_context",
+]
+
+CIPHERS_1_2 = b":".join(
+    [
+        b"ECDHE-ECDSA-AES128-GCM-SHA256",
+        b"ECDHE-RSA-AES128-GCM-SHA256",
+        b"ECDHE-ECDSA-AES256-GCM-SHA384",
+        b"ECDHE-RSA-AES256-GCM-SHA384",
+        b"ECDHE-ECDSA-CHACHA20-POLY1305",
+        b"ECDHE-RSA-CHACHA20-POLY1305",
+    ]
+)
+"""TLS 1.2: forward secrecy and AEAD only. TLS 1.3 has nothing else to offer."""
+
+CIPHERS_1_3 = b"TLS_AES_128_GCM_SHA256:TLS_AES_256_GCM_SHA384:TLS_CHACHA20_POLY1305_SHA256"
+
+NO_AUTO_CHAIN = 0x8
+"""SSL_MODE_NO_AUTO_CHAIN: send the chain we were given; otherwise OpenSSL rebuilds it from the
+trust store in every handshake, which costs time and would send the root along."""
+
+READ_SIZE = 65536
+"""Bytes taken from OpenSSL at once; a TLS record has at most 16 KiB."""
+
+PeerCheck = Callable[[SpiffeId], None]
+"""Refuses a proven identity by raising PeerRejected: secure naming, accepted trust domains."""
+
+_Verify = Callable[[Sequence[x509.Certificate]], SpiffeId | None]
+"""Judges a chain that OpenSSL has validated, leaf first and root last. Raises PeerRejected."""
+
+
+class ClientCertificate(enum.Enum):
+    """What a server does about client certificates."""
+
+    REQUIRED = SSL.VERIFY_PEER | SSL.VERIFY_FAIL_IF_NO_PEER_CERT
+    OPTIONAL = SSL.VERIFY_PEER
+    NONE = SSL.VERIFY_NONE
+
+
+class TlsContext:
+    """The settings that many sessions share. Make one with the functions below."""
+
+    def __init__(
+        self,
+        bundles: Bundles,
+        verify: _Verify,
+        *,
+        server: bool,
+        mode: int,
+        svid: X509Svid | None,
+        alpn: Sequence[bytes],
+    ) -> None:
+        self._server = server
+        self._verify = verify
+        self._context = SSL.Context(SSL.TLS_SERVER_METHOD if server else SSL.TLS_CLIENT_METHOD)
+        self._set_protocol()
+        self._set_alpn(list(alpn))
+        add_authorities(_store_of(self._context), bundles.values())
+        self._context.set_verify(mode, _on_certificate)
+        self._context.set_verify_depth(MAX_CHAIN)
+        if svid is not None:
+            self._set_certificate(svid)
+
+    def _set_protocol(self) -> None:
+        context = self._context
+        context.set_min_proto_version(SSL.TLS1_2_VERSION)
+        context.set_cipher_list(CIPHERS_1_2)
+        context.set_tls13_ciphersuites(CIPHERS_1_3)
+        context.set_options(SSL.OP_NO_TICKET | SSL.OP_NO_RENEGOTIATION | SSL.OP_NO_COMPRESSION)
+        context.set_session_cache_mode(SSL.SESS_CACHE_OFF)
+        context.set_mode(SSL.MODE_RELEASE_BUFFERS | NO_AUTO_CHAIN)
+
+    def _set_alpn(self, protocols: list[bytes]) -> None:
+        if not protocols:
+            return
+        if not self._server:
+            self._context.set_alpn_protos(protocols)
+            return
+
+        def select(_connection: SSL.Connection, offered: list[bytes]) -> object:
+            for protocol in protocols:
+                if protocol in offered:
+                    return protocol
+            return SSL.NO_OVERLAPPING_PROTOCOLS
+
+        self._context.set_alpn_select_callback(select)  # type: ignore[arg-type]
+
+    def _set_certificate(self, svid: X509Svid) -> None:
+        self._context.use_certificate(svid.leaf)
+        for certificate in svid.chain[1:]:
+            self._context.add_extra_chain_cert(certificate)
+        self._context.use_privatekey(svid.key)
+
+    def session(
+        self,
+        now: datetime,
+        *,
+        server_name: str | None = None,
+        check_peer: PeerCheck | None = None,
+    ) -> TlsSession:
+        """Begin one connection, judging validity at `now`.
+
+        `server_name` is the SNI a client sends. `check_peer` may refuse a proven identity; its
+        PeerRejected is what `TlsSession.handshake` raises.
+        """
+        connection = SSL.Connection(self._context, None)
+        if self._server:
+            connection.set_accept_state()
+        else:
+            connection.set_connect_state()
+            if server_name is not None:
+                connection.set_tlsext_host_name(server_name.encode("idna"))
+        return TlsSession(connection, self._verify, now, check_peer)
+
+
+class TlsSession:
+    """One TLS connection as a machine of bytes. After an error it is good for nothing more.
+
+    Errors are TlsError leaves and, from `handshake`, PeerRejected leaves.
+    """
+
+    def __init__(
+        self,
+        connection: SSL.Connection,
+        verify: _Verify,
+        now: datetime,
+        check_peer: PeerCheck | None,
+    ) -> None:
+        self._connection = connection
+        self._judge = _PeerJudge(verify, now, check_peer)
+        connection.set_app_data(self._judge)
+
+    def feed(self, data: bytes) -> None:
+        """Take bytes that came from the network."""
+        if data:
+            self._connection.bio_write(data)
+
+    def feed_eof(self) -> None:
+        """Take note that the network will bring no more bytes."""
+        self._connection.bio_shutdown()
+
+    def pending_output(self) -> bytes:
+        """Return the bytes that must now go to the network, alerts included; maybe none."""
+        parts: list[bytes] = []
+        while True:
+            try:
+                parts.append(self._connection.bio_read(READ_SIZE))
+            except SSL.WantReadError:
+                return b"".join(parts)
+
+    def handshake(self) -> bool:
+        """Take the handshake as far as the bytes fed allow; True when it is complete.
+
+        Raises PeerRejected or TlsError; send `pending_output` then too, it holds the alert.
+        """
+        try:
+            self._connection.do_handshake()
+        except SSL.WantReadError:
+            return False
+        except SSL.Error as error:
+            if self._judge.refusal is not None:
+                raise self._judge.refusal from error
+            raise from_openssl(error) from error
+        return True
+
+    def read(self, limit: int = READ_SIZE) -> bytes | None:
+        """Return up to `limit` decrypted bytes, None if more input is needed, b"" at close_notify.
+
+        Raises TlsError; a network that ended without close_notify is TlsTruncated.
+        """
+        try:
+            return self._connection.recv(limit)
+        except SSL.WantReadError:
+            return None
+        except SSL.ZeroReturnError:
+            return b""
+        except SSL.Error as error:
+            raise from_openssl(error) from error
+
+    def write(self, data: bytes | memoryview) -> None:
+        """Encrypt all of `data` into `pending_output`. Raises TlsError."""
+        try:
+            view = memoryview(data)
+            while view:
+                view = view[self._connection.send(view) :]
+        except SSL.Error as error:
+            raise from_openssl(error) from error
+
+    def close_notify(self) -> None:
+        """Say that we shall send no more; reading goes on. Harmless before or after an error."""
+        try:
+            self._connection.shutdown()
+        except SSL.Error:
+            return
+
+    @property
+    def peer_chain(self) -> tuple[x509.Certificate, ...]:
+        """The chain that was verified, leaf first and root last; empty without a certificate."""
+        return self._judge.chain
+
+    @property
+    def peer_id(self) -> SpiffeId | None:
+        """The identity the peer proved, or None if it showed no certificate (or no SVID)."""
+        return self._judge.identity
+
+    @property
+    def alpn(self) -> bytes | None:
+        """The application protocol that was negotiated."""
+        return self._connection.get_alpn_proto_negotiated() or None
+
+    @property
+    def version(self) -> str:
+        """The protocol version, such as `TLSv1.3`."""
+        return self._connection.get_protocol_version_name()
+
+    @property
+    def server_name(self) -> str | None:
+        """The SNI of the connection, as the client sent it."""
+        name = self._connection.get_servername()
+        return None if name is None else name.decode("ascii", "replace")
+
+
+class _PeerJudge:
+    """What OpenSSL's verify callback found out about one peer."""
+
+    def __init__(self, verify: _Verify, now: datetime, check_peer: PeerCheck | None) -> None:
+        self._verify = verify
+        self._now = now
+        self._check_peer = check_peer
+        self._seen: list[x509.Certificate] = []
+        self.chain: tuple[x509.Certificate, ...] = ()
+        self.identity: SpiffeId | None = None
+        self.refusal: PeerRejected | None = None
+
+    def certificate(self, certificate: crypto.X509, code: int, depth: int, *, ok: bool) -> bool:
+        """Judge one step of the path, which OpenSSL walks from the root down to the leaf.
+
+        OpenSSL compares validity with the system's clock; ours decides. A certificate it finds
+        expired comes here twice if we disagree: as a fault, and then as the next step.
+        """
+        current = certificate.to_cryptography()
+        self.refusal = refusal_by_time(current, self._now)
+        if self.refusal is None and not ok and code not in TIME_FAULTS:
+            self.refusal = rejection(code, current)
+        if self.refusal is not None:
+            return False
+        if not ok:
+            return True
+        self._seen.insert(0, current)
+        return depth > 0 or self._leaf()
+
+    def _leaf(self) -> bool:
+        try:
+            self.identity = self._verify(self._seen)
+            if self._check_peer is not None and self.identity is not None:
+                self._check_peer(self.identity)
+        except PeerRejected as refusal:
+            self.identity = None
+            self.refusal = refusal
+            return False
+        self.chain = tuple(self._seen)
+        return True
+
+
+def _store_of(context: SSL.Context) -> crypto.X509Store:
+    store = context.get_cert_store()
+    if store is None:
+        raise TlsError("OpenSSL made a context without a certificate store")
+    return store
+
+
+def _on_certificate(
+    connection: SSL.Connection, certificate: crypto.X509, code: int, depth: int, ok: int
+) -> bool:
+    judge: _PeerJudge = connection.get_app_data()
+    return judge.certificate(certificate, code, depth, ok=bool(ok))
+
+
+def server_context(
+    svid: X509Svid,
+    bundles: Bundles,
+    *,
+    alpn: Sequence[bytes] = (),
+    client_certificate: ClientCertificate = ClientCertificate.REQUIRED,
+) -> TlsContext:
+    """Make the server side, showing `svid` and judging clients by `bundles`.
+
+    The first of `alpn` that the client offers is selected; with none in common the connection
+    goes on without ALPN, as a sidecar's must.
+    """
+    return TlsContext(
+        bundles,
+        _svid_verifier(bundles),
+        server=True,
+        mode=client_certificate.value,
+        svid=svid,
+        alpn=alpn,
+    )
+
+
+def client_context(
+    bundles: Bundles, *, svid: X509Svid | None = None, alpn: Sequence[bytes] = ()
+) -> TlsContext:
+    """Make the client side: the server must show an SVID that `bundles` vouch for.
+
+    Give `check_peer` to each session: without it any identity of a known trust domain will do.
+    """
+    return TlsContext(
+        bundles,
+        _svid_verifier(bundles),
+        server=False,
+        mode=SSL.VERIFY_PEER,
+        svid=svid,
+        alpn=alpn,
+    )
+
+
+def named_client_context(
+    bundles: Bundles, name: str, *, svid: X509Svid | None = None, alpn: Sequence[bytes] = ()
+) -> TlsContext:
+    """Make a client for a server known by DNS name, such as a real istiod, not by SPIFFE ID.
+
+    The name must stand in the server certificate as it is written here; wildcards do not count.
+    """
+    return TlsContext(
+        bundles,
+        _dns_verifier(name),
+        server=False,
+        mode=SSL.VERIFY_PEER,
+        svid=svid,
+        alpn=alpn,
+    )
+
+
+def _svid_verifier(bundles: Bundles) -> _Verify:
+    def verify(chain: Sequence[x509.Certificate]) -> SpiffeId:
+        identity = peer_leaf_id(chain[0])
+        # OpenSSL accepted any of the roots; only those of the leaf's own domain may count.
+        if chain[-1] not in bundle_for(identity, bundles).authorities:
+            issuer = chain[-1].subject.rfc4514_string()
+            raise PeerNotTrusted(
+                f"{identity} was signed under root {issuer!r}, which speaks for another trust "
+                f"domain than {identity.trust_domain}"
+            )
+        return identity
+
+    return verify
+
+
+def _dns_verifier(name: str) -> _Verify:
+    def verify(chain: Sequence[x509.Certificate]) -> None:
+        names: list[str] = []
+        try:
+            extension = chain[0].extensions.get_extension_for_class(x509.SubjectAlternativeName)
+            names = extension.value.get_values_for_type(x509.DNSName)
+        except (x509.ExtensionNotFound, ValueError):
+            pass
+        if name.lower() not in [known.lower() for known in names]:
+            raise PeerRejected(
+                f"the server's certificate is for {', '.join(names) or 'no DNS name'}, not {name}: "
+                "check the address, or the name that is expected of it"
+            )
+
+    return verify

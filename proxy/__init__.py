@@ -1,0 +1,1 @@
+"""The sidecar: sniffs, terminates and originates mutual TLS, enforces the inbound mode."""
