@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import secrets
+from contextlib import suppress
 from pathlib import Path
 
 from mesh.errors import ConfigError
@@ -26,7 +27,8 @@ def write_private(path: Path, data: bytes, mode: int = PRIVATE_FILE) -> None:
         temporary.replace(path)
         _sync_directory(path.parent)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink()
         raise ConfigError(f"cannot write {path}: {error.strerror}") from error
 
 
@@ -49,13 +51,17 @@ def _sync_directory(path: Path) -> None:
 def private_directory(path: Path) -> Path:
     """Make `path`, for its owner alone, unless it is there already. Raises ConfigError.
 
-    A directory that others may write to is refused: they could swap what is in it.
+    A directory that others own or may write to is refused: they could swap what is in it.
     """
     try:
         path.mkdir(mode=PRIVATE_DIRECTORY, exist_ok=True)
         status = path.stat()
     except OSError as error:
         raise ConfigError(f"cannot use directory {path}: {error.strerror}") from error
+    if status.st_uid not in {0, os.geteuid()}:
+        raise ConfigError(
+            f"directory {path} belongs to user {status.st_uid}: choose one of root's or your own"
+        )
     if status.st_mode & 0o022:
         raise ConfigError(
             f"directory {path} is writable by others: run `chmod go-w {path}`, or choose another"

@@ -23,6 +23,13 @@ from mesh.spiffe import InvalidSpiffeId, SpiffeId
 PrivateKey = ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey
 """The keys a workload may hold: what every TLS stack in the field takes, Envoy's included."""
 
+UNREADABLE = (
+    ValueError,
+    x509.InvalidVersion,
+    x509.DuplicateExtension,
+    x509.UnsupportedGeneralNameType,
+)
+"""What `cryptography` raises, some of it late, for a certificate that OpenSSL still reads."""
 
 _Extension = TypeVar("_Extension", bound=x509.ExtensionType)
 
@@ -93,7 +100,7 @@ def parse_certificates_pem(pem: bytes) -> tuple[x509.Certificate, ...]:
     """Return every certificate in `pem`, at least one. Raises InvalidSvid."""
     try:
         return tuple(x509.load_pem_x509_certificates(pem))
-    except ValueError as error:
+    except UNREADABLE as error:
         raise InvalidSvid(f"not a PEM file of certificates: {error}") from error
 
 
@@ -124,6 +131,14 @@ def private_key_pem(key: PrivateKey) -> bytes:
     )
 
 
+def subject_text(certificate: x509.Certificate) -> str:
+    """Return the subject for a message, in RFC 4514's notation. Never raises."""
+    try:
+        return certificate.subject.rfc4514_string()
+    except UNREADABLE:
+        return "(unreadable subject)"
+
+
 def leaf_id(certificate: x509.Certificate) -> SpiffeId:
     """Return the SPIFFE ID of a leaf certificate (X509-SVID 2 to 4, 5.2). Raises InvalidSvid.
 
@@ -132,7 +147,7 @@ def leaf_id(certificate: x509.Certificate) -> SpiffeId:
     """
     try:
         extensions = certificate.extensions
-    except ValueError as error:
+    except UNREADABLE as error:
         raise InvalidSvid(f"the certificate's extensions cannot be read: {error}") from error
     identity = _single_uri_id(certificate)
     if not identity.path:
@@ -183,10 +198,10 @@ def _check_leaf_usage(extensions: x509.Extensions, identity: SpiffeId) -> None:
 
 
 def _check_signing(certificate: x509.Certificate) -> None:
-    subject = certificate.subject.rfc4514_string() or "(empty subject)"
+    subject = subject_text(certificate) or "(empty subject)"
     try:
         extensions = certificate.extensions
-    except ValueError as error:
+    except UNREADABLE as error:
         raise InvalidSvid(f"the extensions of {subject} cannot be read: {error}") from error
     basic = _find(extensions, x509.BasicConstraints)
     if basic is None or not basic.ca:

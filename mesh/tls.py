@@ -17,7 +17,7 @@ for client certificates and still hands out tickets aborts every client that tri
 from __future__ import annotations
 
 import enum
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from datetime import datetime
 
 from cryptography import x509
@@ -27,20 +27,12 @@ from mesh.bundle import Bundles
 from mesh.spiffe import SpiffeId
 from mesh.svid import X509Svid
 from mesh.tls_errors import TlsClosed, TlsError, from_openssl
-from mesh.verify import (
-    MAX_CHAIN,
-    TIME_FAULTS,
-    PeerNotTrusted,
-    PeerRejected,
-    add_authorities,
-    bundle_for,
-    peer_leaf_id,
-    refusal_by_time,
-    rejection,
-)
+from mesh.tls_peer import PeerCheck, PeerJudge, Verify, dns_verifier, svid_verifier
+from mesh.verify import MAX_CHAIN, add_authorities
 
 __all__ = [
     "ClientCertificate",
+    "PeerCheck",
     "TlsClosed",
     "TlsContext",
     "TlsError",
@@ -69,13 +61,11 @@ NO_AUTO_CHAIN = 0x8
 trust store in every handshake, which costs time and would send the root along."""
 
 READ_SIZE = 65536
-"""Bytes taken from OpenSSL at once; a TLS record has at most 16 KiB."""
+"""Bytes of output taken from OpenSSL at once."""
 
-PeerCheck = Callable[[SpiffeId], None]
-"""Refuses a proven identity by raising PeerRejected: secure naming, accepted trust domains."""
-
-_Verify = Callable[[Sequence[x509.Certificate]], SpiffeId | None]
-"""Judges a chain that OpenSSL has validated, leaf first and root last. Raises PeerRejected."""
+RECORD_SIZE = 16384
+"""Bytes decrypted at once: what a TLS record has at most (RFC 8446, 5.1). pyOpenSSL allocates and
+clears as many bytes as it is asked for, and OpenSSL never returns more than one record."""
 
 
 class ClientCertificate(enum.Enum):
@@ -92,7 +82,7 @@ class TlsContext:
     def __init__(
         self,
         bundles: Bundles,
-        verify: _Verify,
+        verify: Verify,
         *,
         server: bool,
         mode: int,
@@ -171,12 +161,13 @@ class TlsSession:
     def __init__(
         self,
         connection: SSL.Connection,
-        verify: _Verify,
+        verify: Verify,
         now: datetime,
         check_peer: PeerCheck | None,
     ) -> None:
         self._connection = connection
-        self._judge = _PeerJudge(verify, now, check_peer)
+        self._failure: TlsError | None = None
+        self._judge = PeerJudge(verify, now, check_peer)
         connection.set_app_data(self._judge)
 
     def feed(self, data: bytes) -> None:
@@ -212,22 +203,26 @@ class TlsSession:
             raise from_openssl(error) from error
         return True
 
-    def read(self, limit: int = READ_SIZE) -> bytes | None:
+    def read(self, limit: int = RECORD_SIZE) -> bytes | None:
         """Return up to `limit` decrypted bytes, None if more input is needed, b"" at close_notify.
 
-        Raises TlsError; a network that ended without close_notify is TlsTruncated.
+        Raises TlsError, again at every later read or write; a network that ended without
+        close_notify is TlsTruncated.
         """
+        self._check_failure()
         try:
-            return self._connection.recv(limit)
+            return self._connection.recv(min(limit, RECORD_SIZE))
         except SSL.WantReadError:
             return None
         except SSL.ZeroReturnError:
             return b""
         except SSL.Error as error:
-            raise from_openssl(error) from error
+            self._failure = from_openssl(error)
+            raise self._failure from error
 
     def write(self, data: bytes | memoryview) -> None:
         """Encrypt all of `data` into `pending_output`. Raises TlsError."""
+        self._check_failure()
         try:
             view = memoryview(data)
             while view:
@@ -241,6 +236,11 @@ class TlsSession:
             self._connection.shutdown()
         except SSL.Error:
             return
+
+    def _check_failure(self) -> None:
+        # OpenSSL reports a fatal error in full only once, and what it says later misleads.
+        if self._failure is not None:
+            raise self._failure
 
     @property
     def peer_chain(self) -> tuple[x509.Certificate, ...]:
@@ -269,48 +269,6 @@ class TlsSession:
         return None if name is None else name.decode("ascii", "replace")
 
 
-class _PeerJudge:
-    """What OpenSSL's verify callback found out about one peer."""
-
-    def __init__(self, verify: _Verify, now: datetime, check_peer: PeerCheck | None) -> None:
-        self._verify = verify
-        self._now = now
-        self._check_peer = check_peer
-        self._seen: list[x509.Certificate] = []
-        self.chain: tuple[x509.Certificate, ...] = ()
-        self.identity: SpiffeId | None = None
-        self.refusal: PeerRejected | None = None
-
-    def certificate(self, certificate: crypto.X509, code: int, depth: int, *, ok: bool) -> bool:
-        """Judge one step of the path, which OpenSSL walks from the root down to the leaf.
-
-        OpenSSL compares validity with the system's clock; ours decides. A certificate it finds
-        expired comes here twice if we disagree: as a fault, and then as the next step.
-        """
-        current = certificate.to_cryptography()
-        self.refusal = refusal_by_time(current, self._now)
-        if self.refusal is None and not ok and code not in TIME_FAULTS:
-            self.refusal = rejection(code, current)
-        if self.refusal is not None:
-            return False
-        if not ok:
-            return True
-        self._seen.insert(0, current)
-        return depth > 0 or self._leaf()
-
-    def _leaf(self) -> bool:
-        try:
-            self.identity = self._verify(self._seen)
-            if self._check_peer is not None and self.identity is not None:
-                self._check_peer(self.identity)
-        except PeerRejected as refusal:
-            self.identity = None
-            self.refusal = refusal
-            return False
-        self.chain = tuple(self._seen)
-        return True
-
-
 def _store_of(context: SSL.Context) -> crypto.X509Store:
     store = context.get_cert_store()
     if store is None:
@@ -321,7 +279,7 @@ def _store_of(context: SSL.Context) -> crypto.X509Store:
 def _on_certificate(
     connection: SSL.Connection, certificate: crypto.X509, code: int, depth: int, ok: int
 ) -> bool:
-    judge: _PeerJudge = connection.get_app_data()
+    judge: PeerJudge = connection.get_app_data()
     return judge.certificate(certificate, code, depth, ok=bool(ok))
 
 
@@ -339,7 +297,7 @@ def server_context(
     """
     return TlsContext(
         bundles,
-        _svid_verifier(bundles),
+        svid_verifier(bundles),
         server=True,
         mode=client_certificate.value,
         svid=svid,
@@ -356,7 +314,7 @@ def client_context(
     """
     return TlsContext(
         bundles,
-        _svid_verifier(bundles),
+        svid_verifier(bundles),
         server=False,
         mode=SSL.VERIFY_PEER,
         svid=svid,
@@ -373,41 +331,9 @@ def named_client_context(
     """
     return TlsContext(
         bundles,
-        _dns_verifier(name),
+        dns_verifier(name),
         server=False,
         mode=SSL.VERIFY_PEER,
         svid=svid,
         alpn=alpn,
     )
-
-
-def _svid_verifier(bundles: Bundles) -> _Verify:
-    def verify(chain: Sequence[x509.Certificate]) -> SpiffeId:
-        identity = peer_leaf_id(chain[0])
-        # OpenSSL accepted any of the roots; only those of the leaf's own domain may count.
-        if chain[-1] not in bundle_for(identity, bundles).authorities:
-            issuer = chain[-1].subject.rfc4514_string()
-            raise PeerNotTrusted(
-                f"{identity} was signed under root {issuer!r}, which speaks for another trust "
-                f"domain than {identity.trust_domain}"
-            )
-        return identity
-
-    return verify
-
-
-def _dns_verifier(name: str) -> _Verify:
-    def verify(chain: Sequence[x509.Certificate]) -> None:
-        names: list[str] = []
-        try:
-            extension = chain[0].extensions.get_extension_for_class(x509.SubjectAlternativeName)
-            names = extension.value.get_values_for_type(x509.DNSName)
-        except (x509.ExtensionNotFound, ValueError):
-            pass
-        if name.lower() not in [known.lower() for known in names]:
-            raise PeerRejected(
-                f"the server's certificate is for {', '.join(names) or 'no DNS name'}, not {name}: "
-                "check the address, or the name that is expected of it"
-            )
-
-    return verify

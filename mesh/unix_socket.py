@@ -88,9 +88,13 @@ async def _remove_stale(path: Path) -> None:
         raise ConfigError(f"cannot use socket path {path}: {error.strerror}") from error
     try:
         stream = await open_unix_stream(path)
-    except OSError:
+    except (ConnectionRefusedError, FileNotFoundError):
         path.unlink(missing_ok=True)
         return
+    except OSError as error:
+        raise ConfigError(
+            f"cannot tell whether socket {path} is in use: {error.strerror}; remove it, if not"
+        ) from error
     await stream.aclose()
     raise ConfigError(f"another process is listening on {path}: stop it, or choose another path")
 

@@ -15,7 +15,7 @@ from OpenSSL import crypto
 from mesh.bundle import Bundles, TrustBundle
 from mesh.errors import RemoraError
 from mesh.spiffe import SpiffeId
-from mesh.svid import InvalidSvid, leaf_id
+from mesh.svid import UNREADABLE, InvalidSvid, leaf_id, subject_text
 
 MAX_CHAIN = 10
 """Certificates in a chain: deeper ones only cost time (OpenSSL's own default depth is 100)."""
@@ -84,11 +84,8 @@ def verify_chain(chain: Sequence[x509.Certificate], bundles: Bundles, now: datet
     store = crypto.X509Store()
     add_authorities(store, [bundle_for(identity, bundles)])
     store.set_time(now)
-    context = crypto.X509StoreContext(
-        store,
-        crypto.X509.from_cryptography(chain[0]),
-        [crypto.X509.from_cryptography(certificate) for certificate in chain[1:]],
-    )
+    leaf, *others = _for_openssl(chain)
+    context = crypto.X509StoreContext(store, leaf, others)
     try:
         context.verify_certificate()
     except crypto.X509StoreContextError as error:
@@ -96,6 +93,13 @@ def verify_chain(chain: Sequence[x509.Certificate], bundles: Bundles, now: datet
         refusal = refusal_by_time(certificate, now) or rejection(int(error.errors[0]), certificate)
         raise refusal from error
     return identity
+
+
+def _for_openssl(chain: Sequence[x509.Certificate]) -> list[crypto.X509]:
+    try:
+        return [crypto.X509.from_cryptography(certificate) for certificate in chain]
+    except crypto.Error as error:
+        raise PeerInvalid(f"OpenSSL cannot read a certificate of the peer: {error}") from error
 
 
 def peer_leaf_id(leaf: x509.Certificate) -> SpiffeId:
@@ -147,7 +151,7 @@ def refusal_by_time(certificate: x509.Certificate, now: datetime) -> PeerRejecte
 
 def rejection(code: int, certificate: x509.Certificate) -> PeerRejected:
     """Turn OpenSSL's verification result into a sentence about the certificate at fault."""
-    issuer = certificate.issuer.rfc4514_string() or "(no name)"
+    issuer = _issuer_text(certificate) or "(no name)"
     fault = _CHAIN_FAULTS.get(code, f"OpenSSL's verification result is {code}")
     return PeerNotTrusted(
         f"the certificate of {describe(certificate)}, issued by {issuer!r}, is not trusted: {fault}"
@@ -159,8 +163,14 @@ def describe(certificate: x509.Certificate) -> str:
     try:
         return str(leaf_id(certificate))
     except InvalidSvid:
-        subject = certificate.subject.rfc4514_string()
-        return subject or f"serial {certificate.serial_number:x}"
+        return subject_text(certificate) or f"serial {certificate.serial_number:x}"
+
+
+def _issuer_text(certificate: x509.Certificate) -> str:
+    try:
+        return certificate.issuer.rfc4514_string()
+    except UNREADABLE:
+        return "(unreadable name)"
 
 
 def _stamp(time: datetime) -> str:

@@ -1,0 +1,44 @@
+"""The protocols at the seams between the three programs: method names, types, numbers."""
+
+from __future__ import annotations
+
+from mesh.grpc import Method
+from mesh.protos.discovery_pb2 import DiscoveryRequest, DiscoveryResponse
+from mesh.protos.istio_ca_pb2 import IstioCertificateRequest, IstioCertificateResponse
+
+CA_PORT = 15012
+"""Istio: the control plane's TLS port, for certificates and discovery."""
+
+CA_ACCOUNT = "istio-system/istiod"
+"""The control plane's own service account, as NAMESPACE/NAME."""
+
+CA_DNS_NAME = "istiod.istio-system.svc"
+"""The name that Istio's agents expect in the control plane's serving certificate."""
+
+TOKEN_AUDIENCE = "istio-ca"  # noqa: S105 - a name, not a secret
+"""Istio: the audience of the tokens that workloads show to the CA."""
+
+MESH_ALPN = b"istio"
+"""What a sidecar offers for TCP. `istio-peer-exchange` is left out on purpose: whoever negotiates
+it must first exchange metadata inside the connection."""
+
+CREATE_CERTIFICATE = Method(
+    "/istio.v1.auth.IstioCertificateService/CreateCertificate",
+    IstioCertificateRequest,
+    IstioCertificateResponse,
+)
+
+STREAM_SECRETS = Method(
+    "/envoy.service.secret.v3.SecretDiscoveryService/StreamSecrets",
+    DiscoveryRequest,
+    DiscoveryResponse,
+)
+
+SECRET_TYPE_URL = "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.Secret"  # noqa: S105
+"""The type of an SDS resource inside a DiscoveryResponse."""
+
+SVID_RESOURCE = "default"
+"""SDS: the workload's own certificate and key."""
+
+BUNDLE_RESOURCE = "ROOTCA"
+"""SDS: the roots to validate peers with."""
