@@ -1,0 +1,344 @@
+"""gRPC services: handlers by method, and the server that calls them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
+from typing import Generic, TypeVar, cast
+
+import trio
+import trio.abc
+from google.protobuf.message import DecodeError, Message
+from h2.errors import ErrorCodes
+
+from mesh.errors import RemoraError
+from mesh.grpc.connection import Connection
+from mesh.grpc.framing import (
+    Header,
+    Metadata,
+    decode_metadata,
+    encode_metadata,
+    encode_status_message,
+    parse_timeout,
+)
+from mesh.grpc.limits import DEFAULT_LIMITS, Limits
+from mesh.grpc.method import Method
+from mesh.grpc.status import GrpcError, Status
+from mesh.grpc.stream import Stream
+from mesh.log import get_logger
+from mesh.tls import TlsSession
+from mesh.unix_socket import PeerCredentials
+
+Req = TypeVar("Req", bound=Message)
+Res = TypeVar("Res", bound=Message)
+
+log = get_logger("grpc")
+
+_CONTENT_TYPE: Header = (b"content-type", b"application/grpc")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Peer:
+    """Who is at the other end of a connection, by what the transport knows."""
+
+    address: str
+    credentials: PeerCredentials | None = None
+    tls: TlsSession | None = None
+
+
+class ServerCall:
+    """What a handler may know and do beside its messages."""
+
+    def __init__(self, stream: Stream, metadata: Metadata, peer: Peer) -> None:
+        self.metadata = metadata
+        self.peer = peer
+        self.trailing_metadata: list[tuple[str, str | bytes]] = []
+        self._stream = stream
+        self._sent_headers = False
+
+    def send_initial_metadata(self, metadata: Sequence[tuple[str, str | bytes]] = ()) -> None:
+        """Send the response headers now, before the first message; only once."""
+        if not self._sent_headers:
+            self._sent_headers = True
+            self._stream.send_headers(
+                [(b":status", b"200"), _CONTENT_TYPE, *encode_metadata(metadata)]
+            )
+
+    def send_status(self, code: Status, message: str) -> None:
+        """End the call. Raises GrpcError if it is over already."""
+        trailers = [(b"grpc-status", b"%d" % code)]
+        if message:
+            trailers.append((b"grpc-message", encode_status_message(message)))
+        trailers += encode_metadata(self.trailing_metadata)
+        if not self._sent_headers:
+            # "Trailers-only": an error before any message is one HEADERS frame.
+            trailers = [(b":status", b"200"), _CONTENT_TYPE, *trailers]
+        self._stream.send_headers(trailers, end=True)
+
+
+class StreamingCall(ServerCall, Generic[Req, Res]):
+    """A call with a stream of requests, of responses, or of both."""
+
+    def __init__(
+        self, stream: Stream, metadata: Metadata, peer: Peer, request_type: type[Req]
+    ) -> None:
+        super().__init__(stream, metadata, peer)
+        self._request_type = request_type
+
+    def __aiter__(self) -> StreamingCall[Req, Res]:
+        return self
+
+    async def __anext__(self) -> Req:
+        body = await self._stream.receive()
+        if body is None:
+            raise StopAsyncIteration
+        return _decode(self._request_type, body)
+
+    async def send(self, response: Res) -> None:
+        """Send one response, waiting while the peer takes none. Raises GrpcError."""
+        self.send_initial_metadata()
+        await self._stream.send(response.SerializeToString())
+
+
+UnaryHandler = Callable[[Req, ServerCall], Awaitable[Res]]
+StreamingHandler = Callable[[StreamingCall[Req, Res]], Awaitable[None]]
+_Handler = Callable[[Stream, Metadata, Peer], "tuple[ServerCall, Callable[[], Awaitable[None]]]"]
+
+
+class Service:
+    """Handlers by method. A handler raises GrpcError to fail its call.
+
+    Any other exception is INTERNAL to the caller and a traceback in the log; the server lives on.
+    """
+
+    def __init__(self) -> None:
+        self.handlers: dict[str, _Handler] = {}
+
+    def unary(self, method: Method[Req, Res], handler: UnaryHandler[Req, Res]) -> None:
+        """Answer `method` with what `handler` returns for its one request."""
+
+        def bind(
+            stream: Stream, metadata: Metadata, peer: Peer
+        ) -> tuple[ServerCall, Callable[[], Awaitable[None]]]:
+            call: StreamingCall[Req, Res] = StreamingCall(stream, metadata, peer, method.request)
+
+            async def run() -> None:
+                await call.send(await handler(await _only_request(call), call))
+
+            return call, run
+
+        self.handlers[method.path] = bind
+
+    def streaming(self, method: Method[Req, Res], handler: StreamingHandler[Req, Res]) -> None:
+        """Let `handler` read requests from the call and send responses to it."""
+
+        def bind(
+            stream: Stream, metadata: Metadata, peer: Peer
+        ) -> tuple[ServerCall, Callable[[], Awaitable[None]]]:
+            call: StreamingCall[Req, Res] = StreamingCall(stream, metadata, peer, method.request)
+
+            async def run() -> None:
+                await handler(call)
+
+            return call, run
+
+        self.handlers[method.path] = bind
+
+
+async def _only_request(call: StreamingCall[Req, Res]) -> Req:
+    request: Req | None = None
+    async for message in call:
+        if request is not None:
+            raise GrpcError(Status.INTERNAL, "this method takes one request, and more came")
+        request = message
+    if request is None:
+        raise GrpcError(Status.INTERNAL, "this method takes one request, and none came")
+    return request
+
+
+def _decode(kind: type[Req], body: bytes) -> Req:
+    message = kind()
+    try:
+        message.ParseFromString(body)
+    except DecodeError as error:
+        raise GrpcError(Status.INTERNAL, "the request cannot be decoded") from error
+    return message
+
+
+Accept = Callable[[trio.SocketStream], Awaitable[tuple[trio.abc.Stream, Peer]]]
+"""Turns a socket into the stream that gRPC runs on, with what is known of the peer.
+
+A TLS handshake goes here. May raise RemoraError, trio.BrokenResourceError, OSError.
+"""
+
+
+async def accept_plain(stream: trio.SocketStream) -> tuple[trio.abc.Stream, Peer]:
+    """Take a connection as it is: HTTP/2 with prior knowledge."""
+    return stream, Peer(address=str(stream.socket.getpeername()))
+
+
+class GrpcServer:
+    """A service on its listeners. `serve_grpc` makes one."""
+
+    def __init__(self, service: Service, accept: Accept, limits: Limits) -> None:
+        self._service = service
+        self._accept = accept
+        self._limits = limits
+        self._connections: set[Connection] = set()
+        self._count = 0
+        self._accepting = trio.CancelScope()
+
+    async def drain(self, grace: float) -> None:
+        """Take no more connections or calls; cut those that are open after `grace` seconds."""
+        self._accepting.cancel()
+        for connection in self._connections:
+            connection.go_away()
+        with trio.move_on_after(grace):
+            for connection in list(self._connections):
+                await connection.wait_no_calls()
+        for connection in self._connections:
+            connection.close()
+
+    async def run(
+        self,
+        listeners: Sequence[trio.abc.Listener[trio.SocketStream]],
+        task_status: trio.TaskStatus[GrpcServer],
+    ) -> None:
+        """Serve until drained or cancelled."""
+        async with trio.open_nursery() as nursery:
+            serve = partial(trio.serve_listeners, handler_nursery=nursery)
+            task_status.started(self)
+            with self._accepting:
+                await serve(self._handle, list(listeners))
+
+    async def _handle(self, socket: trio.SocketStream) -> None:
+        if self._count >= self._limits.connections:
+            await trio.aclose_forcefully(socket)
+            return
+        self._count += 1
+        try:
+            await self._serve_socket(socket)
+        finally:
+            self._count -= 1
+            await trio.aclose_forcefully(socket)
+
+    async def _serve_socket(self, socket: trio.SocketStream) -> None:
+        try:
+            with trio.fail_after(self._limits.preface_timeout):
+                stream, peer = await self._accept(socket)
+        except (trio.TooSlowError, trio.BrokenResourceError, OSError) as error:
+            log.debug("connection lost before it was up", error=str(error))
+            return
+        except RemoraError as error:
+            log.info("connection refused", reason=error.reason, error=str(error))
+            return
+        await self.serve_stream(stream, peer)
+
+    async def serve_stream(self, stream: trio.abc.Stream, peer: Peer) -> None:
+        """Serve one connection until it ends."""
+        async with trio.open_nursery() as nursery:
+            connection = Connection(
+                stream,
+                self._limits,
+                client=False,
+                on_request=lambda call: nursery.start_soon(self._call, call, peer),
+            )
+            connection.begin()
+            self._connections.add(connection)
+            try:
+                nursery.start_soon(self._watch, connection)
+                await connection.run()
+            finally:
+                self._connections.discard(connection)
+                nursery.cancel_scope.cancel()
+
+    async def _watch(self, connection: Connection) -> None:
+        """Close a connection that does not greet, or that nobody uses."""
+        with trio.move_on_after(self._limits.preface_timeout):
+            await connection.greeted.wait()
+        if not connection.greeted.is_set():
+            connection.close()
+            return
+        if self._limits.idle_timeout is None:
+            return
+        while connection.streams or self._idle_left(connection) > 0:  # noqa: ASYNC110 - time passes
+            await trio.sleep(max(self._idle_left(connection), 1.0))
+        connection.go_away()
+        connection.close()
+
+    def _idle_left(self, connection: Connection) -> float:
+        timeout = self._limits.idle_timeout or 0.0
+        return connection.last_heard + timeout - trio.current_time()
+
+    async def _call(self, stream: Stream, peer: Peer) -> None:
+        with trio.CancelScope() as scope:
+            stream.scope = scope
+            with suppress(GrpcError):  # the caller is gone, and nobody is left to answer
+                await self._answer(stream, peer)
+        # RFC 9113, 8.1: an answer may be complete before the request is.
+        stream.reset(ErrorCodes.NO_ERROR if stream.sent_end else ErrorCodes.CANCEL)
+
+    async def _answer(self, stream: Stream, peer: Peer) -> None:
+        headers = dict(stream.headers or [])
+        if not headers.get(b"content-type", b"").startswith(b"application/grpc"):
+            stream.send_headers([(b":status", b"415")], end=True)
+            return
+        try:
+            call, run, timeout = self._bind(stream, headers, peer)
+        except GrpcError as error:
+            ServerCall(stream, Metadata(), peer).send_status(error.code, error.message)
+        else:
+            code, message = await _outcome(run, math.inf if timeout is None else timeout)
+            call.send_status(code, message)
+
+    def _bind(
+        self, stream: Stream, headers: dict[bytes, bytes], peer: Peer
+    ) -> tuple[ServerCall, Callable[[], Awaitable[None]], float | None]:
+        path = headers.get(b":path", b"").decode("latin-1")
+        bind = self._service.handlers.get(path)
+        if headers.get(b":method") != b"POST" or bind is None:
+            raise GrpcError(Status.UNIMPLEMENTED, f"unknown method {path[:200]}")
+        value = headers.get(b"grpc-timeout")
+        timeout = None if value is None else parse_timeout(value)
+        call, run = bind(stream, decode_metadata(stream.headers or []), peer)
+        return call, run, timeout
+
+
+async def _outcome(run: Callable[[], Awaitable[None]], seconds: float) -> tuple[Status, str]:
+    """Run a handler; whatever it raises becomes the call's status."""
+    with trio.move_on_after(seconds) as deadline:
+        try:
+            await run()
+        except Exception as error:  # one caller's bad luck must not end the server
+            if (known := _grpc_error(error)) is not None:
+                return known.code, known.message
+            log.exception("a handler failed")
+            return Status.INTERNAL, "internal error"
+    if deadline.cancelled_caught:
+        return Status.DEADLINE_EXCEEDED, "the caller's deadline passed"
+    return Status.OK, ""
+
+
+def _grpc_error(error: BaseException) -> GrpcError | None:
+    """Return the one error inside the groups that a handler's nurseries made, if it is ours."""
+    while isinstance(error, BaseExceptionGroup):
+        inner = cast("BaseExceptionGroup[BaseException]", error).exceptions
+        if len(inner) != 1:
+            return None
+        error = inner[0]
+    return error if isinstance(error, GrpcError) else None
+
+
+async def serve_grpc(
+    service: Service,
+    listeners: Sequence[trio.abc.Listener[trio.SocketStream]],
+    *,
+    accept: Accept = accept_plain,
+    limits: Limits = DEFAULT_LIMITS,
+    task_status: trio.TaskStatus[GrpcServer] = trio.TASK_STATUS_IGNORED,
+) -> None:
+    """Serve until cancelled, or until `GrpcServer.drain` is done; the server is the start value."""
+    await GrpcServer(service, accept, limits).run(listeners, task_status)
