@@ -1,0 +1,119 @@
+"""The signer: takes a caller that is known and a request that is not, gives a certificate."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from cryptography import x509
+
+from ca.authenticate import Caller
+from ca.csr import WorkloadPublicKey, parse_csr
+from ca.errors import IdentityRefused, TtlTooLong
+from ca.selfcheck import check_issued
+from ca.template import LeafNames, Signer, leaf_certificate, leaf_validity
+from mesh.bundle import TrustBundle
+from mesh.duration import format_duration
+from mesh.spiffe import SpiffeId
+from mesh.svid import certificates_pem
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TtlLimits:
+    """How long workload certificates live: `default` if nothing is asked, `maximum` at most."""
+
+    default: timedelta
+    maximum: timedelta
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Issued:
+    """A certificate and what leads from it to the roots.
+
+    `elements` is the answer in Istio's order: leaf, each intermediate, all roots in one text.
+    """
+
+    identity: SpiffeId
+    certificate: x509.Certificate
+    elements: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Authority:
+    """One trust domain's CA: its signing key, its certificates, its limits.
+
+    `intermediates` lead from the leaf to `roots`, the signer's own certificate first; there are
+    none when the signer is itself a root.
+    """
+
+    signer: Signer
+    roots: TrustBundle
+    limits: TtlLimits
+    intermediates: tuple[x509.Certificate, ...] = ()
+
+    def sign(self, caller: Caller, untrusted_csr: bytes, ttl_seconds: int, now: datetime) -> Issued:
+        """Issue a certificate for `caller` with the key of a PEM request.
+
+        `ttl_seconds` of zero or less means the default life. Raises SigningError leaves.
+        """
+        request = parse_csr(untrusted_csr)
+        ttl = self._ttl(ttl_seconds)
+        names = LeafNames(identity=caller.identity, common_name=request.wants_common_name)
+        return self._issue(names, request.public_key, ttl, now)
+
+    def issue_own(
+        self,
+        identity: SpiffeId,
+        others: Sequence[x509.GeneralName],
+        public_key: WorkloadPublicKey,
+        now: datetime,
+    ) -> Issued:
+        """Issue the control plane's own serving certificate, with its DNS names and addresses."""
+        names = LeafNames(identity=identity, others=others)
+        return self._issue(names, public_key, self.limits.default, now)
+
+    def _ttl(self, seconds: int) -> timedelta:
+        if seconds <= 0:
+            return self.limits.default
+        # Compared as integers: the request's int64 may be larger than any timedelta.
+        maximum = int(self.limits.maximum.total_seconds())
+        if seconds > maximum:
+            raise TtlTooLong(
+                f"a life of {seconds} s was asked for, and this CA gives at most {maximum} s "
+                f"({format_duration(self.limits.maximum)}): ask for less, or start the CA with a "
+                "larger --max-workload-cert-ttl"
+            )
+        return timedelta(seconds=seconds)
+
+    def _issue(
+        self, names: LeafNames, public_key: WorkloadPublicKey, ttl: timedelta, now: datetime
+    ) -> Issued:
+        self._check_identity(names.identity)
+        validity = leaf_validity(now, ttl, self.signer.certificate)
+        leaf = leaf_certificate(names, public_key, validity, self.signer)
+        check_issued(
+            leaf,
+            expected=names.identity,
+            public_key=public_key,
+            signer=self.signer.certificate,
+            now=now,
+        )
+        return Issued(identity=names.identity, certificate=leaf, elements=self._elements(leaf))
+
+    def _check_identity(self, identity: SpiffeId) -> None:
+        """Refuse what no authenticator should have let through."""
+        if not identity.member_of(self.roots.trust_domain):
+            raise IdentityRefused(
+                f"{identity} is not of trust domain {self.roots.trust_domain}, for which this CA "
+                "signs"
+            )
+        if not identity.path:
+            raise IdentityRefused(f"{identity} names a trust domain, not a workload")
+
+    def _elements(self, leaf: x509.Certificate) -> tuple[str, ...]:
+        singles = (leaf, *self.intermediates)
+        return (
+            *(certificates_pem([certificate]).decode("ascii") for certificate in singles),
+            self.roots.pem().decode("ascii"),
+        )

@@ -1,0 +1,1 @@
+"""One module per command; each imports its program only when it runs."""

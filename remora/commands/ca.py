@@ -1,0 +1,71 @@
+"""`remora ca`: the certificate authority."""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mesh.log import LogFormat, LogLevel, configure_logging
+from remora.options import LogFormatOption, LogLevelOption
+
+app = typer.Typer(no_args_is_help=True, help="The certificate authority.")
+
+
+@app.command()
+def serve(  # noqa: PLR0913 - one parameter per flag
+    *,
+    state_dir: Annotated[Path, typer.Option(metavar="DIR", help="Its keys and its root.")],
+    listen: Annotated[str, typer.Option(metavar="HOST:PORT")] = "127.0.0.1:15012",
+    trust_domain: Annotated[
+        str, typer.Option(metavar="NAME", help="What its SPIFFE IDs begin with.")
+    ] = "cluster.local",
+    dns_name: Annotated[
+        list[str] | None, typer.Option(metavar="NAME", help="Of this server too. Repeatable.")
+    ] = None,
+    workload_cert_ttl: Annotated[
+        str, typer.Option(metavar="TTL", help="Life of certificates.")
+    ] = "24h",
+    max_workload_cert_ttl: Annotated[
+        str, typer.Option(metavar="TTL", help="What may be asked for.")
+    ] = "2160h",
+    jwks: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Keys of one more token issuer.")
+    ] = None,
+    jwks_issuer: Annotated[
+        str | None, typer.Option(metavar="ISS", help="What its tokens must name as iss.")
+    ] = None,
+    token_audience: Annotated[
+        list[str] | None, typer.Option(metavar="AUD", help="Instead of istio-ca. Repeatable.")
+    ] = None,
+    log_format: LogFormatOption = LogFormat.TEXT,
+    log_level: LogLevelOption = LogLevel.INFO,
+) -> None:
+    """Sign certificates for workloads that prove who they are by a token.
+
+    The first start makes keys and root in DIR. Agents need DIR/root-cert.pem
+    to trust the CA, and a token: from `remora token create`, or from the
+    issuer whose JSON Web Key Set is given with --jwks.
+    """
+    from ca.config import CaConfig, parse_trust_domain
+    from ca.server import serve as serve_ca
+    from mesh.address import Address
+    from mesh.api import TOKEN_AUDIENCE
+    from mesh.duration import parse_duration
+    from remora.program import run_program
+
+    config = CaConfig(
+        state_dir=state_dir,
+        listen=Address.parse(listen),
+        trust_domain=parse_trust_domain(trust_domain),
+        dns_names=tuple(dns_name or ()),
+        default_ttl=parse_duration(workload_cert_ttl),
+        max_ttl=parse_duration(max_workload_cert_ttl),
+        jwks=jwks,
+        jwks_issuer=jwks_issuer,
+        token_audiences=tuple(token_audience or (TOKEN_AUDIENCE,)),
+    )
+    configure_logging(log_format, log_level)
+    run_program(functools.partial(serve_ca, config))

@@ -1,0 +1,323 @@
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, replace
+from datetime import timedelta
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+import trio
+from jwt.algorithms import RSAAlgorithm
+from structlog.testing import capture_logs
+
+from ca.config import CaConfig
+from ca.material import ROOT_CERT, load_token_key
+from ca.server import Running, serve
+from ca.tokens import create_token
+from mesh.address import Address
+from mesh.api import CREATE_CERTIFICATE
+from mesh.bundle import TrustBundle
+from mesh.errors import ConfigError
+from mesh.grpc import GrpcError, Status, open_channel
+from mesh.protos.istio_ca_pb2 import IstioCertificateRequest, IstioCertificateResponse
+from mesh.spiffe import ServiceAccount
+from mesh.svid import X509Svid, parse_certificates_pem
+from mesh.tls import client_context
+from mesh.tls_stream import TlsStream
+from mesh.verify import verify_chain
+from tests.ca.workshop import CLUSTER, WEB, claims, csr_pem, rsa_key, sign_token
+from tests.pki import make_root, new_key, real_now, svid_pem
+
+ANY_PORT = Address(host="127.0.0.1", port=0)
+
+
+@dataclass
+class Ca:
+    """A CA at work, and what its clients need."""
+
+    config: CaConfig
+    running: Running
+
+    @property
+    def target(self) -> str:
+        return str(self.running.addresses[0])
+
+    @property
+    def root(self) -> bytes:
+        return (self.config.state_dir / ROOT_CERT).read_bytes()
+
+    @property
+    def roots(self) -> TrustBundle:
+        return TrustBundle.from_pem(CLUSTER, self.root)
+
+    def token(self, ttl: timedelta = timedelta(hours=1), audience: str = "istio-ca") -> str:
+        key = load_token_key(self.config.state_dir)
+        account = ServiceAccount("foo", "web")
+        return create_token(key, account, audience=audience, ttl=ttl, now=real_now())
+
+
+def make_config(tmp_path: Path, **changes: Any) -> CaConfig:
+    config = CaConfig(state_dir=tmp_path / "state", listen=ANY_PORT, trust_domain=CLUSTER)
+    return replace(config, **changes)
+
+
+@asynccontextmanager
+async def running_ca(config: CaConfig) -> AsyncGenerator[Ca]:
+    async with trio.open_nursery() as nursery:
+        running = await nursery.start(partial(serve, config, now=real_now))
+        yield Ca(config, running)
+        nursery.cancel_scope.cancel()
+
+
+@pytest.fixture
+async def ca(tmp_path: Path) -> AsyncGenerator[Ca]:
+    async with running_ca(make_config(tmp_path)) as running:
+        yield running
+
+
+def bearer(token: str) -> list[tuple[str, str]]:
+    return [("authorization", f"Bearer {token}")]
+
+
+def request(csr: bytes | None = None, ttl: int = 3600) -> IstioCertificateRequest:
+    return IstioCertificateRequest(csr=(csr or csr_pem()).decode(), validity_duration=ttl)
+
+
+async def ask(
+    ca: Ca,
+    message: IstioCertificateRequest,
+    metadata: Sequence[tuple[str, str]] = (),
+    *,
+    root: bytes | None = None,
+    svid: X509Svid | None = None,
+) -> IstioCertificateResponse:
+    """Call as grpcio does, which knows nothing of us. Raises grpc.RpcError."""
+    chain, key = (None, None) if svid is None else svid_pem(svid)
+    credentials = grpc.ssl_channel_credentials(
+        root_certificates=root or ca.root, private_key=key, certificate_chain=chain
+    )
+
+    def call() -> IstioCertificateResponse:
+        with grpc.secure_channel(ca.target, credentials) as channel:
+            method = channel.unary_unary(
+                CREATE_CERTIFICATE.path,
+                request_serializer=IstioCertificateRequest.SerializeToString,
+                response_deserializer=IstioCertificateResponse.FromString,
+            )
+            answer: IstioCertificateResponse = method(message, metadata=metadata, timeout=10)
+            return answer
+
+    return await trio.to_thread.run_sync(call)
+
+
+async def refused(ca: Ca, *args: Any, **options: Any) -> tuple[str, str]:
+    with pytest.raises(grpc.RpcError) as caught:
+        await ask(ca, *args, **options)
+    code: str = caught.value.code().name
+    details: str = caught.value.details()
+    return code, details
+
+
+def check(ca: Ca, answer: IstioCertificateResponse) -> None:
+    leaf, roots = (parse_certificates_pem(element.encode()) for element in answer.cert_chain)
+    assert roots == ca.roots.authorities
+    assert verify_chain(leaf, {CLUSTER: ca.roots}, real_now()) == WEB
+
+
+async def test_a_foreign_client_gets_its_certificate(ca: Ca) -> None:
+    with capture_logs() as logs:
+        check(ca, await ask(ca, request(), bearer(ca.token())))
+    issued = [line for line in logs if line["event"] == "certificate issued"]
+    assert [line["identity"] for line in issued] == [str(WEB)]
+    assert issued[0]["peer"].startswith("127.0.0.1:")
+
+
+async def test_of_several_authorization_values_the_first_bearer_counts(ca: Ca) -> None:
+    metadata = [("authorization", "Basic Zm9v"), *bearer(ca.token()), *bearer("junk")]
+    check(ca, await ask(ca, request(), metadata))
+
+
+async def test_an_unknown_caller_is_refused_without_a_reason(ca: Ca) -> None:
+    for metadata in (
+        [],
+        bearer("junk"),
+        bearer(ca.token(timedelta(seconds=-1))),
+        bearer(ca.token(audience="vault")),
+    ):
+        answer = await refused(ca, request(), metadata)
+        assert answer == ("UNAUTHENTICATED", "request authenticate failure")
+
+
+async def test_bad_requests_are_refused_with_a_reason(ca: Ca) -> None:
+    metadata = bearer(ca.token())
+    code, details = await refused(ca, request(b"not PEM"), metadata)
+    assert code == "INVALID_ARGUMENT"
+    assert details.startswith("CSR signing error (CSR_ERROR: the signing request cannot be read")
+    code, details = await refused(ca, request(ttl=2**63 - 1), metadata)
+    assert (code, details[:30]) == ("INVALID_ARGUMENT", "CSR signing error (TTL_ERROR: ")
+
+
+async def test_requests_of_any_size_are_survived(ca: Ca) -> None:
+    metadata = bearer(ca.token())
+    code, _ = await refused(ca, request(b"x" * 70_000), metadata)
+    assert code == "INVALID_ARGUMENT"
+    code, _ = await refused(ca, request(b"x" * (4 * 1024 * 1024 + 1)), metadata)
+    assert code == "RESOURCE_EXHAUSTED"
+    check(ca, await ask(ca, request(), metadata))
+
+
+async def test_a_client_that_trusts_another_root_does_not_send_its_token(ca: Ca) -> None:
+    with capture_logs() as logs:
+        code, _ = await refused(ca, request(), bearer(ca.token()), root=make_root().pem)
+    assert code == "UNAVAILABLE"
+    assert not [line for line in logs if line["event"] == "certificate issued"]
+
+
+async def test_a_client_certificate_alone_is_no_way_in_yet(ca: Ca) -> None:
+    """It is verified where it is shown; an authenticator that reads it comes later."""
+    key = new_key()
+    answer = await ask(ca, request(csr_pem(key)), bearer(ca.token()))
+    svid = X509Svid(id=WEB, chain=parse_certificates_pem(answer.cert_chain[0].encode()), key=key)
+    code, _ = await refused(ca, request(), svid=svid)
+    assert code == "UNAUTHENTICATED"
+    check(ca, await ask(ca, request(), bearer(ca.token()), svid=svid))
+
+
+async def test_a_client_certificate_of_another_ca_is_refused_though_the_token_is_good(
+    ca: Ca,
+) -> None:
+    stranger = make_root(now=real_now()).issue(str(WEB))
+    code, _ = await refused(ca, request(), bearer(ca.token()), svid=stranger)
+    assert code == "UNAVAILABLE"
+
+
+async def test_tokens_of_a_configured_issuer_are_believed(tmp_path: Path) -> None:
+    jwks = tmp_path / "keys.json"
+    jwk = {**RSAAlgorithm.to_jwk(rsa_key().public_key(), as_dict=True), "kid": "k"}
+    jwks.write_text(json.dumps({"keys": [jwk]}))
+    exp = int(real_now().timestamp()) + 60
+    config = make_config(tmp_path, jwks=jwks, jwks_issuer="https://issuer.test")
+    async with running_ca(config) as ca:
+        check(ca, await ask(ca, request(), bearer(sign_token(claims(exp=exp), rsa_key(), kid="k"))))
+        check(ca, await ask(ca, request(), bearer(ca.token())))
+        other = sign_token(claims(exp=exp, iss="https://other.test"), rsa_key(), kid="k")
+        code, _ = await refused(ca, request(), bearer(other))
+        assert code == "UNAUTHENTICATED"
+
+
+async def test_a_restart_keeps_root_and_tokens(tmp_path: Path) -> None:
+    async with running_ca(make_config(tmp_path)) as ca:
+        root, token = ca.root, ca.token()
+    async with running_ca(make_config(tmp_path)) as ca:
+        assert ca.root == root
+        check(ca, await ask(ca, request(), bearer(token)))
+
+
+async def test_two_cas_that_start_together_on_one_directory_are_one(tmp_path: Path) -> None:
+    running: list[Running] = []
+
+    async def start() -> None:
+        running.append(await servers.start(partial(serve, make_config(tmp_path), now=real_now)))
+
+    async with trio.open_nursery() as servers:
+        async with trio.open_nursery() as starting:
+            starting.start_soon(start)
+            starting.start_soon(start)
+        first, second = (Ca(make_config(tmp_path), one) for one in running)
+        assert first.target != second.target
+        token = first.token()
+        for ca in (first, second):
+            check(ca, await ask(ca, request(), bearer(token)))
+        servers.cancel_scope.cancel()
+
+
+async def test_many_clients_at_once(ca: Ca) -> None:
+    """Ours, over one root and many connections."""
+    metadata = bearer(ca.token())
+    answers: list[IstioCertificateResponse] = []
+
+    async def client() -> None:
+        async with open_channel(partial(connect, ca), authority="localhost") as channel:
+            answers.append(
+                await channel.unary(CREATE_CERTIFICATE, request(), metadata=metadata, timeout=20)
+            )
+
+    async with trio.open_nursery() as nursery:
+        for _ in range(30):
+            nursery.start_soon(client)
+    serials = set()
+    for answer in answers:
+        check(ca, answer)
+        serials.add(parse_certificates_pem(answer.cert_chain[0].encode())[0].serial_number)
+    assert len(serials) == 30
+
+
+async def connect(ca: Ca) -> TlsStream:
+    address = ca.running.addresses[0]
+    socket = await trio.open_tcp_stream(address.host, address.port)
+    context = client_context({CLUSTER: ca.roots}, alpn=[b"h2"])
+    stream = TlsStream(socket, context.session(real_now(), server_name="localhost"))
+    await stream.do_handshake()
+    return stream
+
+
+async def test_our_own_client_knows_the_ca_by_its_spiffe_id(ca: Ca) -> None:
+    stream = await connect(ca)
+    assert stream.session.peer_id == ca.config.identity
+    await trio.aclose_forcefully(stream)
+    async with open_channel(partial(connect, ca), authority="localhost") as channel:
+        with pytest.raises(GrpcError) as caught:
+            await channel.unary(CREATE_CERTIFICATE, request(), timeout=10)
+    assert caught.value.code is Status.UNAUTHENTICATED
+
+
+@pytest.mark.parametrize("greeting", [b"GET / HTTP/1.1\r\n\r\n", b"PRI * HTTP/2.0\r\n\r\n", b""])
+async def test_whoever_does_not_speak_tls_is_dropped_and_the_ca_lives(
+    ca: Ca, greeting: bytes
+) -> None:
+    address = ca.running.addresses[0]
+    stream = await trio.open_tcp_stream(address.host, address.port)
+    async with stream:
+        await stream.send_all(greeting)
+        await stream.send_eof()
+        with trio.fail_after(5):
+            assert len(await stream.receive_some()) < 20, "an alert at most"
+    check(ca, await ask(ca, request(), bearer(ca.token())))
+
+
+async def test_a_port_in_use_is_said_plainly(ca: Ca, tmp_path: Path) -> None:
+    config = make_config(tmp_path, listen=ca.running.addresses[0])
+    with pytest.raises(ConfigError, match=f"cannot listen on {ca.target}: Address already in use"):
+        await serve(config, now=real_now)
+
+
+async def test_an_address_of_another_machine_is_said_plainly(tmp_path: Path) -> None:
+    config = make_config(tmp_path, listen=Address(host="192.0.2.1", port=0))
+    with pytest.raises(ConfigError, match=r"cannot listen on 192\.0\.2\.1:0"):
+        await serve(config, now=real_now)
+
+
+async def test_a_bad_key_set_stops_the_start_before_anything_is_made(tmp_path: Path) -> None:
+    bad = tmp_path / "keys.json"
+    with pytest.raises(ConfigError, match=r"cannot read key set .*keys\.json"):
+        await serve(make_config(tmp_path, jwks=bad), now=real_now)
+    bad.write_text("{}")
+    with pytest.raises(ConfigError, match='no list "keys"'):
+        await serve(make_config(tmp_path, jwks=bad), now=real_now)
+    assert not (tmp_path / "state").exists()
+
+
+async def test_readiness_is_one_line_that_names_addresses_and_root(tmp_path: Path) -> None:
+    with capture_logs() as logs:
+        async with running_ca(make_config(tmp_path)) as ca:
+            target = ca.target
+    events = [line["event"] for line in logs]
+    assert events == ["root created", "serving certificate issued", "ca ready"]
+    assert logs[-1]["addresses"] == [target]
+    assert logs[-1]["root_cert"] == str(tmp_path / "state" / ROOT_CERT)
+    assert "PRIVATE" not in repr(logs)
