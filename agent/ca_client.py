@@ -1,0 +1,221 @@
+"""Asking the CA: Istio's CreateCertificate over TLS, with a bearer token.
+
+Every attempt starts from nothing: the token and the CA's roots are read again, and the connection
+is new. Half a day lies between two certificates, so a kept connection would only carry forward
+what has gone stale meanwhile, and an idle agent would cost the CA a connection.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+from ipaddress import ip_address
+from random import Random
+
+import trio
+import trio.abc
+
+from agent.bearer import explain_rejection, parse_token
+from agent.config import AgentConfig, CaAddress, load_ca_bundle
+from agent.errors import (
+    CaFailing,
+    CaNotTrusted,
+    CaRefused,
+    CaRootsUnusable,
+    CaUnreachable,
+    RequestFailed,
+    TokenRejected,
+    TokenUnusable,
+)
+from agent.schedule import INNER_BACKOFF
+from mesh.api import CREATE_CERTIFICATE
+from mesh.clock import Now
+from mesh.errors import ConfigError
+from mesh.grpc import GrpcError, Status, open_channel
+from mesh.log import get_logger
+from mesh.protos.istio_ca_pb2 import IstioCertificateRequest, IstioCertificateResponse
+from mesh.spiffe import SpiffeId
+from mesh.tls import TlsContext, client_context, named_client_context
+from mesh.tls_errors import TlsError
+from mesh.tls_stream import TlsStream
+from mesh.verify import PeerRejected
+
+log = get_logger("agent.ca_client")
+
+ATTEMPTS = 5
+"""Istio: at most so many within one request for a certificate."""
+
+CONNECT_DEADLINE = 10.0
+"""Seconds for name lookup, TCP and TLS together: a silent host must not stop renewal."""
+
+CALL_DEADLINE = 10.0
+"""Seconds the CA may take to sign; real ones take milliseconds, a queue in front of one more."""
+
+ALPN = b"h2"
+"""Real gRPC servers refuse a connection that did not negotiate it."""
+
+RETRYABLE = frozenset(
+    {
+        Status.CANCELLED,
+        Status.DEADLINE_EXCEEDED,
+        Status.RESOURCE_EXHAUSTED,
+        Status.ABORTED,
+        Status.INTERNAL,
+        Status.UNAVAILABLE,
+    }
+)
+"""Istio: the codes after which the same request is sent again at once."""
+
+
+Dial = Callable[[CaAddress], Awaitable[trio.abc.Stream]]
+"""Opens a connection for TLS to run on. Raises OSError."""
+
+
+async def dial_tcp(address: CaAddress) -> trio.abc.Stream:
+    """Connect to the first of the host's addresses that answers. Raises OSError."""
+    return await trio.open_tcp_stream(address.host, address.port)
+
+
+class CaClient:
+    """One CA, as the agent sees it. It holds no connection between calls."""
+
+    def __init__(
+        self, config: AgentConfig, *, now: Now, random: Random, dial: Dial = dial_tcp
+    ) -> None:
+        self._config = config
+        self._now = now
+        self._random = random
+        self._dial = dial
+
+    def read_token(self) -> str | None:
+        """Return the token as the file holds it now, None if there is none.
+
+        Raises TokenUnusable.
+        """
+        path = self._config.token_file
+        try:
+            return parse_token(path.read_bytes(), path)
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise TokenUnusable(f"cannot read token file {path}: {error.strerror}") from error
+
+    async def create_certificate(self, csr_pem: str) -> Sequence[str]:
+        """Return the elements of the CA's answer, unchecked. Raises RequestFailed leaves."""
+        pauses = INNER_BACKOFF.pauses(self._random)
+        for _ in range(ATTEMPTS - 1):
+            try:
+                return await self._attempt(csr_pem)
+            except (CaUnreachable, CaFailing) as error:
+                log.debug("asking the CA again", reason=error.reason, error=str(error))
+            await trio.sleep(next(pauses))
+        return await self._attempt(csr_pem)
+
+    async def _attempt(self, csr_pem: str) -> Sequence[str]:
+        token = self.read_token()
+        request = IstioCertificateRequest(
+            csr=csr_pem, validity_duration=int(self._config.secret_ttl.total_seconds())
+        )
+        stream = await self._connect_in_time()
+        try:
+            response = await self._call(stream, request, token)
+        except GrpcError as error:
+            raise self._failure(error, token) from error
+        return list(response.cert_chain)
+
+    async def _call(
+        self, stream: TlsStream, request: IstioCertificateRequest, token: str | None
+    ) -> IstioCertificateResponse:
+        async def connected() -> TlsStream:
+            return stream
+
+        # Istio: without a token no header is sent, rather than an empty one.
+        metadata = [] if token is None else [("authorization", f"Bearer {token}")]
+        authority = str(self._config.ca_address)
+        async with open_channel(connected, authority=authority, scheme=b"https") as channel:
+            return await channel.unary(
+                CREATE_CERTIFICATE, request, metadata=metadata, timeout=CALL_DEADLINE
+            )
+
+    async def _connect_in_time(self) -> TlsStream:
+        try:
+            with trio.fail_after(CONNECT_DEADLINE):
+                return await self._connect()
+        except trio.TooSlowError as error:
+            raise CaUnreachable(
+                f"the CA at {self._config.ca_address} did not answer within "
+                f"{CONNECT_DEADLINE:.0f} s: check the address, and firewalls on the way"
+            ) from error
+
+    async def _connect(self) -> TlsStream:
+        context = self._tls_context()
+        address = self._config.ca_address
+        try:
+            transport = await self._dial(address)
+        except OSError as error:
+            raise CaUnreachable(
+                f"cannot connect to the CA at {address}: {error.strerror or error}: "
+                "start it, or correct --ca-address"
+            ) from error
+        session = context.session(
+            self._now(), server_name=self._server_name(), check_peer=self._check_name
+        )
+        stream = TlsStream(transport, session)
+        try:
+            await self._handshake(stream)
+        except BaseException:
+            await trio.aclose_forcefully(stream)
+            raise
+        return stream
+
+    async def _handshake(self, stream: TlsStream) -> None:
+        address = self._config.ca_address
+        try:
+            await stream.do_handshake()
+        except PeerRejected as error:
+            raise CaNotTrusted(
+                f"what answers at {address} is not known to be the CA {self._config.ca_name} "
+                f"by the roots in {self._config.ca_root_cert}: {error}"
+            ) from error
+        except (TlsError, trio.BrokenResourceError) as error:
+            raise CaUnreachable(f"no TLS connection to the CA at {address}: {error}") from error
+        if stream.session.alpn != ALPN:
+            raise CaUnreachable(
+                f"what answers at {address} speaks TLS but not gRPC (no ALPN h2): "
+                "correct --ca-address"
+            )
+
+    def _tls_context(self) -> TlsContext:
+        config = self._config
+        try:
+            bundle = load_ca_bundle(config.ca_root_cert, config.ca_name, config.trust_domain)
+        except ConfigError as error:
+            raise CaRootsUnusable(str(error)) from error
+        bundles = {bundle.trust_domain: bundle}
+        if isinstance(config.ca_name, SpiffeId):
+            return client_context(bundles, alpn=[ALPN])
+        return named_client_context(bundles, config.ca_name, alpn=[ALPN])
+
+    def _server_name(self) -> str | None:
+        """Return the SNI to send: the expected DNS name, else the host if it is a name."""
+        if isinstance(self._config.ca_name, str):
+            return self._config.ca_name
+        try:
+            ip_address(self._config.ca_address.host)
+        except ValueError:
+            return self._config.ca_address.host
+        return None
+
+    def _check_name(self, identity: SpiffeId) -> None:
+        if isinstance(self._config.ca_name, SpiffeId) and identity != self._config.ca_name:
+            raise PeerRejected(
+                f"it is {identity}: correct --ca-address, or --ca-name if that is the CA"
+            )
+
+    def _failure(self, error: GrpcError, token: str | None) -> RequestFailed:
+        """Name the failure behind a status, with advice."""
+        address = self._config.ca_address
+        if error.code is Status.UNAUTHENTICATED:
+            advice = explain_rejection(token, self._config.token_file, self._now())
+            return TokenRejected(f"the CA at {address} did not accept our token: {advice}")
+        said = f"the CA at {address} answered {error.code.name}: {error.message}"
+        return CaFailing(said) if error.code in RETRYABLE else CaRefused(said)

@@ -1,0 +1,134 @@
+"""Keeping one fresh certificate in the store, for ever and whatever the CA does."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from random import Random
+
+import trio
+
+from agent.answer import Issued, check_answer
+from agent.bearer import account_of
+from agent.ca_client import CaClient
+from agent.config import AgentConfig
+from agent.csr import new_request
+from agent.errors import RequestFailed
+from agent.schedule import OUTER_BACKOFF, SHORTEST_DELAY, Floor, rotation_delay
+from agent.store import SecretStore
+from mesh.clock import Now, sleep_until
+from mesh.log import get_logger
+from mesh.spiffe import SpiffeId, service_account_id
+
+log = get_logger("agent.rotation")
+
+ALARM_PART = 0.25
+"""What is left of a certificate's life when failing renewals become errors in the log: half of
+the time between the first attempt and the end has passed."""
+
+
+class Rotation:
+    """Obtains certificates one after the other; the old one is served until the new one is there.
+
+    Istio's agent clears its cache before it asks; ours does not (ztunnel learnt it the hard way).
+    """
+
+    def __init__(
+        self,
+        config: AgentConfig,
+        client: CaClient,
+        store: SecretStore,
+        *,
+        now: Now,
+        random: Random,
+    ) -> None:
+        self._config = config
+        self._client = client
+        self._store = store
+        self._now = now
+        self._random = random
+        self._identity: SpiffeId | None = None
+
+    async def run(self) -> None:
+        """Renew until cancelled. A CA that is down, or answers nonsense, is no reason to end."""
+        floor = Floor()
+        while True:
+            issued = await self._obtain_patiently()
+            delay = rotation_delay(
+                created=issued.created,
+                not_after=issued.svid.not_after,
+                now=self._now(),
+                random=self._random,
+            )
+            if delay < SHORTEST_DELAY:
+                log.warning(
+                    "the CA issues certificates too short to be of use",
+                    identity=str(issued.svid.id),
+                    not_after=issued.svid.not_after.isoformat(),
+                )
+            delay, floor = floor.apply(delay)
+            self._serve(issued, delay)
+            await sleep_until(self._now() + delay, self._now)
+
+    def _serve(self, issued: Issued, delay: timedelta) -> None:
+        self._identity = issued.svid.id
+        self._store.put(issued)
+        log.info(
+            "certificate obtained",
+            identity=str(issued.svid.id),
+            serial=f"{issued.svid.serial:x}",
+            not_after=issued.svid.not_after.isoformat(),
+            renewal_in=_seconds(delay),
+        )
+
+    async def _obtain_patiently(self) -> Issued:
+        for pause in OUTER_BACKOFF.pauses(self._random):
+            try:
+                return await self._obtain()
+            except RequestFailed as error:
+                self._complain(error, pause)
+            await trio.sleep(pause)
+        raise AssertionError("pauses never end")
+
+    async def _obtain(self) -> Issued:
+        request = new_request(self._wanted())
+        created = self._now()
+        elements = await self._client.create_certificate(request.csr_pem)
+        return check_answer(elements, request, created=created, now=self._now())
+
+    def _wanted(self) -> SpiffeId:
+        """Return whose certificate to ask for.
+
+        Once there has been one it stays the same: a token file that is swapped for another
+        account's must not change the identity of a running workload.
+        """
+        if self._identity is not None:
+            return self._identity
+        account = self._config.account
+        if account is None:
+            account = account_of(self._client.read_token(), self._config.token_file)
+        return service_account_id(self._config.trust_domain, account)
+
+    def _complain(self, error: RequestFailed, pause: float) -> None:
+        now = self._now()
+        expired = self._store.drop_expired(now)
+        if expired is not None:
+            log.error(
+                "certificate expired: new callers get none until the CA answers",
+                identity=str(expired.svid.id),
+                not_after=expired.svid.not_after.isoformat(),
+            )
+        facts = {"reason": error.reason, "error": str(error), "next_try_in": f"{pause:.1f} s"}
+        issued = self._store.issued
+        if issued is None:
+            log.warning("no certificate yet", **facts)
+            return
+        left = issued.svid.not_after - now
+        facts |= {"identity": str(issued.svid.id), "expires_in": _seconds(left)}
+        if left < (issued.svid.not_after - issued.created) * ALARM_PART:
+            log.error("renewal failed, and the certificate expires soon", **facts)
+        else:
+            log.warning("renewal failed", **facts)
+
+
+def _seconds(span: timedelta) -> str:
+    return f"{span.total_seconds():.0f} s"
