@@ -1,0 +1,169 @@
+"""What an operator may set, checked before anything is started."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from difflib import get_close_matches
+from pathlib import Path
+
+from mesh.address import Address
+from mesh.errors import ConfigError
+from mesh.spiffe import InvalidSpiffeId, SpiffeId, TrustDomain
+from proxy.mode import MtlsMode
+
+PLAINTEXT = "plaintext"
+"""What stands for a destination that is reached without TLS, on purpose."""
+
+DETECT_TIMEOUT = timedelta(seconds=5)
+"""For the first bytes. Istio waits for ever by default, and server-first protocols hang there."""
+
+CONNECT_TIMEOUT = timedelta(seconds=10)
+"""Istio: for TCP and TLS together."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Inbound:
+    """A way in: where peers connect, the app behind it, and what the port takes."""
+
+    listen: Address
+    app: Address
+    mode: MtlsMode
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outbound:
+    """A way out: where the app connects, where that leads, and who must be there.
+
+    No identities means plaintext.
+    """
+
+    listen: Address
+    destination: Address
+    identities: frozenset[SpiffeId]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProxyConfig:
+    """The settings of `remora proxy run`; timeouts in seconds."""
+
+    agent_socket: Path
+    inbound: tuple[Inbound, ...] = ()
+    outbound: tuple[Outbound, ...] = ()
+    trust_domain_aliases: frozenset[TrustDomain] = frozenset()
+    detect_timeout: float = DETECT_TIMEOUT.total_seconds()
+    connect_timeout: float = CONNECT_TIMEOUT.total_seconds()
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot work. Raises ConfigError."""
+        if not self.inbound and not self.outbound:
+            raise ConfigError("there is nothing to do: give --inbound, --outbound or both")
+        _refuse_repeated(
+            [port.listen for port in self.inbound] + [port.listen for port in self.outbound]
+        )
+        if self.detect_timeout <= 0 or self.connect_timeout <= 0:
+            raise ConfigError("--detect-timeout and --connect-timeout must be longer than zero")
+
+
+def parse_inbound(
+    flags: Sequence[str], mode: MtlsMode, port_modes: Mapping[int, MtlsMode]
+) -> tuple[Inbound, ...]:
+    """Parse `--inbound LISTEN=APP` flags. Modes of single ports go by the app's port, as Istio's.
+
+    Raises ConfigError.
+    """
+    ports: list[Inbound] = []
+    for flag in flags:
+        listen, equals, app = flag.partition("=")
+        if not equals:
+            raise ConfigError(
+                f"--inbound {flag!r}: write LISTEN=APP, such as 0.0.0.0:8443=127.0.0.1:8080"
+            )
+        where = _app_address(app, flag)
+        own = port_modes.get(where.port, mode)
+        ports.append(Inbound(listen=Address.parse(listen), app=where, mode=own))
+    for unknown in sorted(port_modes.keys() - {port.app.port for port in ports}):
+        raise ConfigError(
+            f"--port-mtls {unknown}=...: no --inbound leads to an app on port {unknown}"
+        )
+    return tuple(ports)
+
+
+def _app_address(text: str, flag: str) -> Address:
+    address = Address.parse(text)
+    if address.port == 0:
+        raise ConfigError(f"--inbound {flag!r}: the app's port cannot be 0")
+    return address
+
+
+def parse_port_modes(flags: Sequence[str]) -> dict[int, MtlsMode]:
+    """Parse `--port-mtls PORT=MODE` flags. Raises ConfigError."""
+    modes: dict[int, MtlsMode] = {}
+    for flag in flags:
+        port, equals, mode = flag.partition("=")
+        if not equals or not port.isascii() or not port.isdigit() or not 0 < int(port) < 65536:
+            raise ConfigError(f"--port-mtls {flag!r}: write PORT=MODE, such as 8080=PERMISSIVE")
+        if int(port) in modes:
+            raise ConfigError(f"--port-mtls: port {port} is given twice")
+        modes[int(port)] = parse_mode(mode)
+    return modes
+
+
+def parse_mode(text: str) -> MtlsMode:
+    """Parse a mode, written as Istio writes it. Raises ConfigError, naming the nearest mode."""
+    try:
+        return MtlsMode(text)
+    except ValueError as error:
+        near = get_close_matches(text.upper(), list(MtlsMode), n=1)
+        hint = f"did you mean {near[0]}?" if near else f"it is one of {', '.join(MtlsMode)}"
+        raise ConfigError(f"{text!r} is not a mutual TLS mode: {hint}") from error
+
+
+def parse_outbound(flags: Sequence[str]) -> tuple[Outbound, ...]:
+    """Parse `--outbound LISTEN=DESTINATION@ID[,ID]` flags. Raises ConfigError."""
+    return tuple(_outbound(flag) for flag in flags)
+
+
+def _outbound(flag: str) -> Outbound:
+    listen, equals, rest = flag.partition("=")
+    destination, at, who = rest.partition("@")
+    if not equals or not at or not who:
+        raise ConfigError(
+            f"--outbound {flag!r}: write LISTEN=DESTINATION@SPIFFE_ID[,SPIFFE_ID], such as "
+            "127.0.0.1:9000=10.0.0.2:8443@spiffe://cluster.local/ns/foo/sa/httpbin; "
+            f"or @{PLAINTEXT} to go without TLS"
+        )
+    identities: frozenset[SpiffeId] = frozenset()
+    if who != PLAINTEXT:
+        identities = frozenset(_identity(text, flag) for text in who.split(","))
+    target = Address.parse(destination)
+    if target.port == 0:
+        raise ConfigError(f"--outbound {flag!r}: the destination's port cannot be 0")
+    return Outbound(listen=Address.parse(listen), destination=target, identities=identities)
+
+
+def _identity(text: str, flag: str) -> SpiffeId:
+    try:
+        identity = SpiffeId.parse(text)
+    except InvalidSpiffeId as error:
+        raise ConfigError(f"--outbound {flag!r}: {error}") from error
+    if not identity.path:
+        raise ConfigError(f"--outbound {flag!r}: {text} names a trust domain, not a workload")
+    return identity
+
+
+def parse_trust_domains(flags: Iterable[str]) -> frozenset[TrustDomain]:
+    """Parse `--trust-domain-alias` flags. Raises ConfigError."""
+    try:
+        return frozenset(TrustDomain.parse(flag) for flag in flags)
+    except InvalidSpiffeId as error:
+        raise ConfigError(f"--trust-domain-alias: {error}") from error
+
+
+def _refuse_repeated(addresses: Iterable[Address]) -> None:
+    seen: set[Address] = set()
+    for address in addresses:
+        if address.port and address in seen:
+            raise ConfigError(f"{address} is listened on twice: give each port its own address")
+        seen.add(address)

@@ -1,0 +1,185 @@
+"""The TLS handshake on either side: judged by identity, always with the newest certificate.
+
+The peer is judged inside the handshake, before any application byte: a client by its trust
+domain, a server by its exact identity (Istio's secure naming).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+
+import trio
+
+from mesh.api import MESH_ALPN
+from mesh.bundle import Bundles
+from mesh.clock import Now
+from mesh.spiffe import SpiffeId, TrustDomain
+from mesh.tls import PeerCheck, TlsContext, TlsSession, client_context, server_context
+from mesh.tls_errors import TlsError
+from mesh.tls_stream import TlsStream
+from mesh.verify import PeerRejected
+from proxy.errors import (
+    ConnectionFailed,
+    NoIdentityYet,
+    PeerClosed,
+    WrongIdentity,
+    WrongTrustDomain,
+    handshake_failure,
+)
+from proxy.identity import Identity
+from proxy.socket_options import reset, wait_delivered
+
+HANDSHAKE_TIMEOUT = 10.0
+"""Seconds a client has for the handshake (ghostunnel's value): without a limit, silent clients
+could hold every connection slot."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Contexts:
+    """Both TLS contexts of one identity: dear to make, so kept until the identity changes."""
+
+    identity: Identity
+    server: TlsContext
+    client: TlsContext
+
+
+class MeshTls:
+    """Shakes hands with mesh peers, with whatever identity is the newest at that moment.
+
+    Open connections keep the certificate they began with.
+    """
+
+    def __init__(
+        self,
+        newest: Callable[[], Identity | None],
+        now: Now,
+        *,
+        trust_domain_aliases: Collection[TrustDomain] = (),
+    ) -> None:
+        self._newest = newest
+        self._now = now
+        self._aliases = frozenset(trust_domain_aliases)
+        self._cached: _Contexts | None = None
+
+    @property
+    def own_id(self) -> SpiffeId:
+        """The identity that the next handshake shows. Raises NoIdentityYet."""
+        return self._contexts().identity.svid.id
+
+    async def accept(self, stream: trio.SocketStream, *, peer: str) -> TlsStream:
+        """Be the server to a client of our trust domain or of an alias of it.
+
+        `peer` names the client in messages. Put a deadline round it. Raises ConnectionFailed
+        leaves, and then has reset the stream.
+        """
+        contexts = self._contexts()
+        admitted = self._aliases | {contexts.identity.svid.id.trust_domain}
+        session = contexts.server.session(self._now(), check_peer=only_trust_domains(admitted))
+        return await _shake_hands(stream, session, contexts.identity.bundles, peer)
+
+    async def connect(
+        self,
+        stream: trio.SocketStream,
+        *,
+        server_name: str,
+        expected: Collection[SpiffeId],
+        peer: str,
+    ) -> TlsStream:
+        """Be the client of a server that must prove one of the `expected` identities.
+
+        Otherwise as `accept`.
+        """
+        contexts = self._contexts()
+        session = contexts.client.session(
+            self._now(), server_name=server_name, check_peer=only_identities(expected)
+        )
+        return await _shake_hands(stream, session, contexts.identity.bundles, peer)
+
+    def _contexts(self) -> _Contexts:
+        identity = self._newest()
+        if identity is None:
+            raise NoIdentityYet
+        if self._cached is None or self._cached.identity is not identity:
+            svid, bundles = identity.svid, identity.bundles
+            # Istio: servers look for `istio` among what clients offer, and never select it. Any
+            # other choice would promise an HTTP version for an app whose bytes we do not read.
+            self._cached = _Contexts(
+                identity=identity,
+                server=server_context(svid, bundles),
+                client=client_context(bundles, svid=svid, alpn=[MESH_ALPN]),
+            )
+        return self._cached
+
+
+def only_trust_domains(admitted: Collection[TrustDomain]) -> PeerCheck:
+    """Return a check that lets in members of `admitted` and nobody else."""
+
+    def check(identity: SpiffeId) -> None:
+        if identity.trust_domain not in admitted:
+            raise WrongTrustDomain(
+                f"{identity} is of trust domain {identity.trust_domain}, and this proxy admits "
+                f"only {_listed(admitted)}: move the client, or add --trust-domain-alias"
+            )
+
+    return check
+
+
+def only_identities(expected: Collection[SpiffeId]) -> PeerCheck:
+    """Return a check that accepts a server that proves one of `expected`, exactly."""
+
+    def check(identity: SpiffeId) -> None:
+        if identity not in expected:
+            raise WrongIdentity(
+                f"secure naming: expected {_listed(expected)}, but the server proved {identity}: "
+                "somebody else answers at this address, or --outbound names the wrong identity"
+            )
+
+    return check
+
+
+def _listed(values: Collection[SpiffeId] | Collection[TrustDomain]) -> str:
+    return " or ".join(sorted(str(value) for value in values))
+
+
+def describe_roots(bundles: Bundles) -> str:
+    """Name the roots we trust, for whoever must find out whose roots are wrong."""
+    names = [
+        f"{authority.subject.rfc4514_string() or '(no name)'} for {domain}"
+        for domain, bundle in sorted(bundles.items())
+        for authority in bundle.authorities
+    ]
+    return ", ".join(names) or "no roots"
+
+
+async def _shake_hands(
+    stream: trio.SocketStream, session: TlsSession, bundles: Bundles, peer: str
+) -> TlsStream:
+    tls, complete = TlsStream(stream, session), False
+    try:
+        error = await _handshake_error(tls)
+        if error is not None:
+            await wait_delivered(stream)  # the alert, which a reset would overtake
+            raise _failure(error, bundles, peer) from error
+        complete = True
+    finally:
+        if not complete:
+            reset(stream)
+    return tls
+
+
+_HandshakeError = TlsError | PeerRejected | trio.BrokenResourceError
+
+
+async def _handshake_error(tls: TlsStream) -> _HandshakeError | None:
+    try:
+        await tls.do_handshake()
+    except (TlsError, PeerRejected, trio.BrokenResourceError) as error:
+        return error
+    return None
+
+
+def _failure(error: _HandshakeError, bundles: Bundles, peer: str) -> ConnectionFailed:
+    if isinstance(error, trio.BrokenResourceError):
+        return PeerClosed(peer)
+    return handshake_failure(error, peer, roots=describe_roots(bundles))

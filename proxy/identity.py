@@ -1,0 +1,43 @@
+"""Who this proxy is at the moment: its newest X.509-SVID and the roots to judge peers by."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import trio
+
+from mesh.bundle import Bundles
+from mesh.svid import X509Svid
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Identity:
+    """A certificate with its key, and the roots of every trust domain that is admitted.
+
+    Compared by being the same object: each delivery makes a new one.
+    """
+
+    svid: X509Svid
+    bundles: Bundles
+
+
+class IdentityStore:
+    """Holds the newest identity. The only thing in a proxy that changes while it runs."""
+
+    def __init__(self) -> None:
+        self._current: Identity | None = None
+        self._there = trio.Event()
+
+    @property
+    def current(self) -> Identity | None:
+        """The newest identity, None before the first."""
+        return self._current
+
+    def publish(self, identity: Identity) -> None:
+        """Replace the identity: for new handshakes only, open connections have theirs."""
+        self._current = identity
+        self._there.set()
+
+    async def ready(self) -> None:
+        """Wait for the first identity."""
+        await self._there.wait()

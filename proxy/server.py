@@ -1,0 +1,157 @@
+"""The proxy's composition root: builds everything from the config and runs it until cancelled."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import trio
+
+from mesh.address import Address
+from mesh.clock import Now, system_now
+from mesh.errors import ConfigError
+from mesh.log import get_logger
+from proxy.config import ProxyConfig
+from proxy.handshake import MeshTls
+from proxy.identity import IdentityStore
+from proxy.inbound import InboundHandler
+from proxy.listener import Handler, accept_forever, connection_limit
+from proxy.mode import MtlsMode
+from proxy.outbound import OutboundHandler
+from proxy.sds import follow_identity, node_id
+from proxy.sds_state import SecretsState
+
+log = get_logger("proxy")
+
+DRAIN_SECONDS = 5.0
+"""How long open connections may go on after the order to stop (Istio's drain duration)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Running:
+    """Where a started proxy listens, in the order of the config; port 0 has become a real port."""
+
+    inbound: tuple[Address, ...]
+    outbound: tuple[Address, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Port:
+    listen: Address
+    handler: Handler
+    needs_identity: bool
+
+
+async def serve(
+    config: ProxyConfig,
+    *,
+    now: Now = system_now,
+    task_status: trio.TaskStatus[Running] = trio.TASK_STATUS_IGNORED,
+) -> None:
+    """Run the proxy until cancelled; then open connections get DRAIN_SECONDS to finish.
+
+    Ports that do mutual TLS are opened once the agent has delivered a certificate: before that
+    a connection could only be refused, and a closed port tells health checks the truth. Raises
+    ConfigError if a port cannot be opened.
+    """
+    identities, stop = IdentityStore(), trio.Event()
+    secrets = SecretsState(node_id(), config.trust_domain_aliases)
+    tls = MeshTls(lambda: identities.current, now, trust_domain_aliases=config.trust_domain_aliases)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(follow_identity, config.agent_socket, secrets, identities, now)
+        try:
+            connections = await nursery.start(_hold_connections, stop)
+            async with trio.open_nursery() as acceptors:
+                doors = _Doors(acceptors, connections)
+                running = await _open_all(config, tls, identities, doors)
+                log.info("proxy ready", **_facts(running))
+                task_status.started(running)
+        finally:
+            stop.set()
+
+
+class _Doors:
+    """Opens ports and starts their accept loops, all under one limit of connections."""
+
+    def __init__(self, acceptors: trio.Nursery, connections: trio.Nursery) -> None:
+        self._acceptors = acceptors
+        self._connections = connections
+        self._slots = trio.Semaphore(connection_limit())
+
+    async def open(self, port: _Port) -> Address:
+        """Listen and accept from now on; return the first address that is bound."""
+        try:
+            listeners = await trio.open_tcp_listeners(port.listen.port, host=port.listen.host)
+        except OSError as error:
+            raise ConfigError(
+                f"cannot listen on {port.listen}: {error.strerror or error}; "
+                "choose another address, or stop what uses it"
+            ) from error
+        for listener in listeners:
+            self._acceptors.start_soon(self._accept, listener, port.handler)
+        host, bound, *_ = listeners[0].socket.getsockname()
+        return Address(host, bound)
+
+    async def _accept(self, listener: trio.SocketListener, handler: Handler) -> None:
+        await accept_forever(listener, handler, connections=self._connections, slots=self._slots)
+
+
+async def _open_all(
+    config: ProxyConfig, tls: MeshTls, identities: IdentityStore, doors: _Doors
+) -> Running:
+    ports = _ports(config, tls)
+    bound = {port: await doors.open(port) for port in ports if not port.needs_identity}
+    secured = [port for port in ports if port.needs_identity]
+    if secured and identities.current is None:
+        log.info("waiting for a certificate from the agent", socket=str(config.agent_socket))
+        await identities.ready()
+    bound |= {port: await doors.open(port) for port in secured}
+    addresses = [bound[port] for port in ports]
+    count = len(config.inbound)
+    return Running(inbound=tuple(addresses[:count]), outbound=tuple(addresses[count:]))
+
+
+def _ports(config: ProxyConfig, tls: MeshTls) -> list[_Port]:
+    inbound = [
+        _Port(
+            listen=port.listen,
+            handler=InboundHandler(
+                port,
+                tls,
+                detect_timeout=config.detect_timeout,
+                connect_timeout=config.connect_timeout,
+            ).serve,
+            needs_identity=port.mode is not MtlsMode.DISABLE,
+        )
+        for port in config.inbound
+    ]
+    outbound = [
+        _Port(
+            listen=port.listen,
+            handler=OutboundHandler(port, tls, connect_timeout=config.connect_timeout).serve,
+            needs_identity=bool(port.identities),
+        )
+        for port in config.outbound
+    ]
+    return [*inbound, *outbound]
+
+
+async def _hold_connections(
+    stop: trio.Event, task_status: trio.TaskStatus[trio.Nursery] = trio.TASK_STATUS_IGNORED
+) -> None:
+    """Be the home of all connections: out of reach of cancellation until `stop`, then for long."""
+    with trio.CancelScope(shield=True) as scope:
+        async with trio.open_nursery() as connections:
+            task_status.started(connections)
+            await stop.wait()
+            if still_open := len(connections.child_tasks):
+                log.info("waiting for open connections", count=still_open, seconds=DRAIN_SECONDS)
+            scope.deadline = trio.current_time() + DRAIN_SECONDS
+    if scope.cancelled_caught:
+        log.warning("connections that did not end in time were reset")
+
+
+def _facts(running: Running) -> dict[str, list[str]]:
+    return {
+        "inbound": [str(address) for address in running.inbound],
+        "outbound": [str(address) for address in running.outbound],
+    }

@@ -1,0 +1,80 @@
+"""`remora proxy`: the sidecar."""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mesh.log import LogFormat, LogLevel, configure_logging
+from remora.options import LogFormatOption, LogLevelOption
+
+app = typer.Typer(no_args_is_help=True, help="The sidecar: mutual TLS for one workload.")
+
+
+@app.command()
+def run(  # noqa: PLR0913 - one parameter per flag
+    *,
+    agent_socket: Annotated[Path, typer.Option(help="Unix socket of the agent.")],
+    inbound: Annotated[
+        list[str] | None,
+        typer.Option(metavar="LISTEN=APP", help="A way in to the app. Repeatable."),
+    ] = None,
+    outbound: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="LISTEN=DEST@ID[,ID]",
+            help="A way out to a peer that must prove one of the SPIFFE IDs; "
+            "@plaintext to go without TLS. Repeatable.",
+        ),
+    ] = None,
+    mtls_mode: Annotated[
+        str, typer.Option(metavar="MODE", help="STRICT, PERMISSIVE or DISABLE, for all ports.")
+    ] = "PERMISSIVE",
+    port_mtls: Annotated[
+        list[str] | None,
+        typer.Option(metavar="PORT=MODE", help="Mode of one port of the app. Repeatable."),
+    ] = None,
+    trust_domain_alias: Annotated[
+        list[str] | None,
+        typer.Option(metavar="TD", help="One more trust domain to admit. Repeatable."),
+    ] = None,
+    detect_timeout: Annotated[
+        str, typer.Option(metavar="TIME", help="Wait for a client's first bytes.")
+    ] = "5s",
+    connect_timeout: Annotated[
+        str, typer.Option(metavar="TIME", help="TCP and TLS to a peer, TCP to the app.")
+    ] = "10s",
+    log_format: LogFormatOption = LogFormat.TEXT,
+    log_level: LogLevelOption = LogLevel.INFO,
+) -> None:
+    """Stand beside an app: take mutual TLS in for it, and make mutual TLS of what it sends.
+
+    Addresses are HOST:PORT or [V6]:PORT. Ports that do TLS open when the agent has delivered a
+    certificate. Whatever fails is reset; nothing falls back to plaintext.
+    """
+    from mesh.duration import parse_duration
+    from proxy.config import (
+        ProxyConfig,
+        parse_inbound,
+        parse_mode,
+        parse_outbound,
+        parse_port_modes,
+        parse_trust_domains,
+    )
+    from proxy.server import serve
+    from remora.program import run_program
+
+    mode, modes = parse_mode(mtls_mode), parse_port_modes(port_mtls or ())
+    config = ProxyConfig(
+        agent_socket=agent_socket,
+        inbound=parse_inbound(inbound or (), mode, modes),
+        outbound=parse_outbound(outbound or ()),
+        trust_domain_aliases=parse_trust_domains(trust_domain_alias or ()),
+        detect_timeout=parse_duration(detect_timeout).total_seconds(),
+        connect_timeout=parse_duration(connect_timeout).total_seconds(),
+    )
+    configure_logging(log_format, log_level)
+    run_program(functools.partial(serve, config))

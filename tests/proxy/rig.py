@@ -1,0 +1,180 @@
+"""A proxy's handlers at work on real sockets, with certificates made for the test."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from datetime import datetime
+
+import trio
+from structlog.testing import capture_logs
+from structlog.typing import EventDict
+
+from mesh.address import Address
+from mesh.spiffe import SpiffeId
+from mesh.svid import X509Svid
+from mesh.tls import TlsContext, client_context, server_context
+from mesh.tls_errors import TlsError
+from mesh.tls_stream import TlsStream
+from mesh.verify import PeerRejected
+from proxy.config import Inbound, Outbound
+from proxy.handshake import MeshTls
+from proxy.identity import Identity
+from proxy.inbound import InboundHandler
+from proxy.listener import Handler
+from proxy.mode import MtlsMode
+from proxy.outbound import OutboundHandler
+from tests.pki import NOW, Authority
+from tests.proxy.network import CLIENT_ID, SERVER_ID, connect, port_of, tcp_listener
+
+DETECT = 5.0
+CONNECT = 10.0
+
+
+class Mesh:
+    """One root, and whatever identity the proxy under test has at the moment."""
+
+    def __init__(self, root: Authority, own: SpiffeId) -> None:
+        self.root = root
+        self.current: Identity | None = self.identity(own)
+        self.time = NOW
+        self.tls = MeshTls(lambda: self.current, lambda: self.time)
+
+    def identity(self, own: SpiffeId, root: Authority | None = None) -> Identity:
+        return Identity(
+            svid=(root or self.root).issue(str(own)), bundles=(root or self.root).bundle()
+        )
+
+
+async def echo(stream: trio.SocketStream) -> None:
+    """An app that says back what it hears, and ends when its client ends."""
+    async with stream:
+        try:
+            async for chunk in stream:
+                await stream.send_all(chunk)
+            await stream.send_eof()
+        except trio.BrokenResourceError:
+            return
+
+
+@dataclass
+class Door:
+    """A port that is being served, and the proxy's log lines about it."""
+
+    port: int
+    lines: list[EventDict]
+    ended: trio.Event
+
+    async def line(self) -> EventDict:
+        """Wait for the first connection to end, and return the last line about it."""
+        await self.ended.wait()
+        return self.lines[-1]
+
+
+@asynccontextmanager
+async def door(handler: Handler) -> AsyncIterator[Door]:
+    """Serve `handler` on a port of its own until the block ends."""
+    with capture_logs() as lines:
+        async with await tcp_listener() as listener, trio.open_nursery() as nursery:
+            made = Door(port_of(listener), lines, trio.Event())
+
+            async def one(stream: trio.SocketStream) -> None:
+                await handler(stream)
+                assert stream.socket.fileno() == -1
+                made.ended.set()
+
+            nursery.start_soon(_accept, listener, one, nursery)
+            yield made
+            nursery.cancel_scope.cancel()
+
+
+async def _accept(listener: trio.SocketListener, handler: Handler, nursery: trio.Nursery) -> None:
+    while True:
+        nursery.start_soon(handler, await listener.accept())
+
+
+@asynccontextmanager
+async def app_on(handler: Handler = echo) -> AsyncIterator[int]:
+    """Run an app; yield its port."""
+    async with await tcp_listener() as listener, trio.open_nursery() as nursery:
+        nursery.start_soon(_accept, listener, handler, nursery)
+        yield port_of(listener)
+        nursery.cancel_scope.cancel()
+
+
+def inbound(mesh: Mesh, mode: MtlsMode, app_port: int) -> Handler:
+    port = Inbound(listen=Address("127.0.0.1", 0), app=Address("127.0.0.1", app_port), mode=mode)
+    return InboundHandler(port, mesh.tls, detect_timeout=DETECT, connect_timeout=CONNECT).serve
+
+
+def outbound(
+    mesh: Mesh,
+    destination_port: int,
+    *identities: SpiffeId,
+    host: str = "127.0.0.1",
+) -> Handler:
+    port = Outbound(
+        listen=Address("127.0.0.1", 0),
+        destination=Address(host, destination_port),
+        identities=frozenset(identities),
+    )
+    return OutboundHandler(port, mesh.tls, connect_timeout=CONNECT).serve
+
+
+def client(
+    root: Authority,
+    *,
+    svid: X509Svid | None = None,
+    alpn: Sequence[bytes] = (b"istio",),
+    trusts: Authority | None = None,
+) -> TlsContext:
+    """Be a mesh client, unless told otherwise."""
+    return client_context(
+        (trusts or root).bundle(), svid=svid or root.issue(str(CLIENT_ID)), alpn=alpn
+    )
+
+
+async def dial_tls(port: int, context: TlsContext, now: datetime = NOW) -> TlsStream:
+    transport = await connect(port)
+    stream = TlsStream(transport, context.session(now, server_name="app.test"))
+    try:
+        await stream.do_handshake()
+    except BaseException:
+        transport.socket.close()
+        raise
+    return stream
+
+
+async def round_trip(stream: trio.abc.HalfCloseableStream, data: bytes) -> bytes:
+    """Send, say that it is all, and return everything that comes back."""
+    received = bytearray()
+
+    async def take() -> None:
+        async for chunk in stream:
+            received.extend(chunk)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(take)
+        await stream.send_all(data)
+        await stream.send_eof()
+    return bytes(received)
+
+
+def tls_server(root: Authority) -> Handler:
+    """Be a mesh server that echoes to whom it likes and who likes it."""
+    context = server_context(root.issue(str(SERVER_ID)), root.bundle(), alpn=[b"istio"])
+
+    async def serve(transport: trio.SocketStream) -> None:
+        stream = TlsStream(transport, context.session(NOW))
+        try:
+            await stream.do_handshake()
+            async for chunk in stream:
+                await stream.send_all(chunk)
+            await stream.send_eof()
+        except (TlsError, PeerRejected, trio.BrokenResourceError):
+            pass
+        finally:
+            transport.socket.close()
+
+    return serve
