@@ -1,0 +1,69 @@
+"""Running one of Remora's programs to its end: signals, exit codes, and errors as one line."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from collections.abc import Awaitable, Callable
+
+import trio
+
+from mesh.errors import ConfigError, RemoraError
+
+EXIT_FAILURE = 1
+EXIT_BAD_CONFIG = 2
+"""The same code that a mistyped flag gets, since the cure is the same: change what was given."""
+
+Main = Callable[[], Awaitable[None]]
+
+
+def run_program(main: Main) -> None:
+    """Run `main` until it ends or SIGINT or SIGTERM asks it to; raises SystemExit on failure.
+
+    A signal cancels `main`, whose own cleanup then runs. A RemoraError becomes one line on
+    standard error; anything else is a bug and shows its traceback.
+    """
+    try:
+        trio.run(_until_signalled, main)
+    except* RemoraError as group:
+        code = EXIT_FAILURE
+        for error in _leaves(group):
+            complain(error)
+            if isinstance(error, ConfigError):
+                code = EXIT_BAD_CONFIG
+        sys.exit(code)
+
+
+def complain(error: RemoraError) -> None:
+    """Print an error the way every command does."""
+    print(f"remora: {error}", file=sys.stderr)  # noqa: T201
+
+
+async def _until_signalled(main: Main) -> None:
+    # Signals are listened for until `main` has tidied up, so that a second one, such as a
+    # terminal's on top of a parent's, does not kill the program in the middle of that.
+    scope = trio.CancelScope()
+    async with trio.open_nursery() as nursery:
+        await nursery.start(_cancel_on_signal, scope)
+        with scope:
+            await main()
+        nursery.cancel_scope.cancel()
+
+
+async def _cancel_on_signal(
+    scope: trio.CancelScope, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+) -> None:
+    with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+        task_status.started()
+        async for _ in signals:
+            scope.cancel()
+
+
+def _leaves(group: BaseExceptionGroup[RemoraError]) -> list[RemoraError]:
+    found: list[RemoraError] = []
+    for error in group.exceptions:
+        if isinstance(error, BaseExceptionGroup):
+            found.extend(_leaves(error))
+        else:
+            found.append(error)
+    return found
