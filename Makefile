@@ -1,0 +1,52 @@
+# Each target does its own set-up: a fresh clone needs Python 3.11 or newer, and make.
+# PYTHON chooses the interpreter, VENV the folder of the virtual environment.
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint types bench protos lock clean
+
+help:  ## list these targets
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
+
+$(BIN)/.run: lock/run.txt pyproject.toml
+	@./lock/venv $(PYTHON) $(VENV) lock/run.txt
+	@touch $@
+
+$(BIN)/.dev: lock/dev.txt pyproject.toml
+	@./lock/venv $(PYTHON) $(VENV) lock/dev.txt
+	@touch $@ $(BIN)/.run
+
+demo: $(BIN)/.run  ## two services on this machine, mutual TLS between them
+	@$(BIN)/remora demo
+
+test: $(BIN)/.dev  ## the whole test suite
+	@$(BIN)/python -m pytest
+
+lint: $(BIN)/.dev  ## format, lint and import rules
+	@$(BIN)/ruff format --check .
+	@$(BIN)/ruff check .
+	@git ls-files '*.py' | grep -v '_pb2\.py$$' | xargs $(BIN)/flake8 --select ASYNC
+	@$(BIN)/lint-imports
+
+types: $(BIN)/.dev  ## mypy strict and pyright strict
+	@$(BIN)/mypy
+	@$(BIN)/pyright
+
+bench: $(BIN)/.dev  ## throughput and latency against a real Envoy, in the same rounds
+	@$(BIN)/python -m benchmarks.relay
+
+protos: $(BIN)/.dev  ## generate the protocol messages again
+	@$(BIN)/python -m grpc_tools.protoc -I. --python_out=. --pyi_out=. mesh/protos/*.proto
+
+lock:  ## resolve the exact versions again (needs uv)
+	@uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-header \
+	  --no-emit-index-url --no-emit-find-links pyproject.toml --group build -o lock/run.txt
+	@uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-header \
+	  --no-emit-index-url --no-emit-find-links -c lock/run.txt pyproject.toml --group dev -o lock/dev.txt
+
+clean:  ## remove the virtual environment and everything generated outside git
+	@rm -rf $(VENV) .coverage* .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
