@@ -162,7 +162,7 @@ class Channel:
         """
         stream = self._connection.open_stream(self._headers(method.path, metadata, timeout))
         try:
-            with trio.move_on_after(math.inf if timeout is None else timeout) as deadline:
+            with trio.move_on_after(math.inf if timeout is None else timeout) as deadline:  # noqa: ASYNC100 - the caller runs inside
                 yield ClientCall(stream, method.response)
         finally:
             stream.reset()
@@ -214,7 +214,7 @@ async def open_channel(
         # The tasks here never raise, so this is the block's own exception in the nursery's wrapper.
         if len(group.exceptions) != 1:
             raise
-        raise group.exceptions[0] from group.exceptions[0].__cause__
+        raise group.exceptions[0] from group.exceptions[0].__cause__  # noqa: ASYNC123
     finally:
         await trio.aclose_forcefully(transport)
 

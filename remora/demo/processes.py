@@ -131,7 +131,7 @@ class Crew:
         try:
             yield process
         finally:
-            await _end(process)
+            await _end(process)  # noqa: ASYNC102 - shields itself
 
 
 def environment(ours: Mapping[str, str], import_path: Sequence[str]) -> dict[str, str]:

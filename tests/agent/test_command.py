@@ -4,17 +4,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import typer
 from typer.testing import CliRunner
 
 from agent.config import AgentConfig
 from mesh.errors import ConfigError
 from mesh.spiffe import ServiceAccount, SpiffeId
-from remora.commands.agent import app
+from remora.cli import app as remora
 from tests.pki import make_root
-
-remora = typer.Typer()
-remora.add_typer(app, name="agent")
 
 
 @pytest.fixture
@@ -37,7 +33,7 @@ def ran(monkeypatch: pytest.MonkeyPatch) -> list[AgentConfig]:
 
     monkeypatch.setattr("remora.program.run_program", run_program)
     # The process's logging is other tests' too.
-    monkeypatch.setattr("remora.commands.agent.configure_logging", lambda form, level: None)
+    monkeypatch.setattr("remora.commands.agent.configure_logging", lambda *_: None)
     return configs
 
 

@@ -48,8 +48,8 @@ async def ca_on_tcp(nursery: trio.Nursery) -> AsyncGenerator[tuple[FakeCa, CaAdd
     ca = FakeCa(now=real_now, nursery=nursery, root=make_root(now=real_now()))
     [listener] = await trio.open_tcp_listeners(0, host="127.0.0.1")
     port = listener.socket.getsockname()[1]
-    with trio.CancelScope() as scope:
-        nursery.start_soon(trio.serve_listeners, ca.serve, [listener])
+    with trio.CancelScope() as scope:  # noqa: ASYNC100
+        nursery.start_soon(trio.serve_listeners, ca.serve, [listener])  # noqa: ASYNC113
         yield ca, CaAddress(host="127.0.0.1", port=port)
         scope.cancel()
 

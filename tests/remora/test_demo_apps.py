@@ -26,7 +26,7 @@ async def app() -> AsyncGenerator[tuple[str, str]]:
     """The server on two ports."""
     with reserved_addresses(2) as (one, two):
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(serve, [one, two])
+            nursery.start_soon(serve, [one, two])  # noqa: ASYNC113
             await trio.testing.wait_all_tasks_blocked()
             yield one, two
             nursery.cancel_scope.cancel()

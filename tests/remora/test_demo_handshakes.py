@@ -55,8 +55,8 @@ class Server:
 @asynccontextmanager
 async def listening(server: Server) -> AsyncGenerator[str]:
     async with await tcp_listener() as listener, trio.open_nursery() as nursery:
-        nursery.start_soon(trio.serve_listeners, server.handle, [listener])
-        with trio.fail_after(5):
+        nursery.start_soon(trio.serve_listeners, server.handle, [listener])  # noqa: ASYNC113
+        with trio.fail_after(5):  # noqa: ASYNC100
             yield f"127.0.0.1:{port_of(listener)}"
         nursery.cancel_scope.cancel()
 
