@@ -9,7 +9,7 @@ connection's window, and that little of ours is still unsent. Answers that the p
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -43,6 +43,13 @@ from mesh.grpc.stream import Stream
 
 OnRequest = Callable[[Stream], None]
 
+PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
+"""RFC 9113, 3.4: what a client sends first. h2 checks it."""
+
+FRAME_HEADER = 9
+MAX_FRAME = 16384
+"""RFC 9113, 4.1 and 4.2: we announce no larger frames than the default."""
+
 DEFAULT_WINDOW = 65535
 """RFC 9113, 6.9.2: both windows, before anybody changes them."""
 
@@ -72,6 +79,8 @@ class Connection:
             H2Configuration(client_side=client, header_encoding=None, logger=None)
         )
         self._urgent = b""
+        self._partial = bytearray()
+        self._preface_left = 0 if client else len(PREFACE)
         self._unsent = 0
         self._closing = False
         self._work = trio.lowlevel.ParkingLot()
@@ -103,6 +112,7 @@ class Connection:
         }
         # Replaced, not updated: h2 would announce the old values and then apply the new ones.
         self._h2.local_settings = Settings(client=self._client, initial_values=values)
+        self._h2.decoder.max_header_list_size = self.limits.header_list_bytes
         self._h2.initiate_connection()
         # The connection's window exceeds what all streams together may hold back, so one slow
         # taker cannot stop the others.
@@ -129,13 +139,14 @@ class Connection:
     def _digest(self, data: bytes) -> bool:
         """Feed h2; False when the connection is beyond repair."""
         try:
-            for event in self._h2.receive_data(data):
-                handler = self._handlers.get(type(event))
-                if handler is not None:
-                    handler(event)
+            for part in self._parts(data):
+                for event in self._h2.receive_data(part):
+                    handler = self._handlers.get(type(event))
+                    if handler is not None:
+                        handler(event)
         except _Abuse as abuse:
             self.fail(GrpcError(Status.UNAVAILABLE, str(abuse)))
-            self._terminate(ErrorCodes.ENHANCE_YOUR_CALM)
+            self._terminate(abuse.code)
             return False
         except ProtocolError as error:
             # h2 has queued the GOAWAY that RFC 9113 asks for.
@@ -143,6 +154,28 @@ class Connection:
             return False
         self._wake()
         return self._h2.state_machine.state is not ConnectionState.CLOSED
+
+    def _parts(self, data: bytes) -> Iterator[bytes]:
+        """Cut what came into frames, each fed alone, and refuse a large one by its header.
+
+        h2 looks at a frame's length only when it has all of it, up to 16 MiB. And it takes a GOAWAY
+        for the end of the connection; between two frames `_on_goaway` can tell it otherwise.
+        """
+        if self._preface_left:
+            preface, data = data[: self._preface_left], data[self._preface_left :]
+            self._preface_left -= len(preface)
+            yield preface
+        self._partial += data
+        while len(self._partial) >= FRAME_HEADER:
+            length = int.from_bytes(self._partial[:3])
+            if length > MAX_FRAME:
+                raise _Abuse("a frame is larger than we allow", ErrorCodes.FRAME_SIZE_ERROR)
+            end = FRAME_HEADER + length
+            if len(self._partial) < end:
+                return
+            frame = bytes(self._partial[:end])
+            del self._partial[:end]
+            yield frame
 
     async def _write(self) -> None:
         """Send what is queued. After the end, what is queued still gets one chance."""
@@ -202,6 +235,8 @@ class Connection:
         while True:
             if stream.failure is not None:
                 raise GrpcError(stream.failure.code, stream.failure.message)
+            if self._client and stream.ended:
+                raise GrpcError(Status.CANCELLED, "the server answered before it had read all")
             if self._unsent < MAX_PENDING:
                 try:
                     window = self._h2.local_flow_control_window(stream.number)
@@ -319,6 +354,7 @@ class Connection:
     def _on_end(self, event: StreamEnded) -> None:
         if stream := self.streams.get(event.stream_id):
             stream.got_end()
+            self._room.unpark_all()
 
     def _on_reset(self, event: StreamReset) -> None:
         if not self._client:
@@ -359,7 +395,11 @@ class Connection:
 
 
 class _Abuse(Exception):
-    """The peer makes us work for nothing."""
+    """The peer makes us work, or hold data, for nothing."""
+
+    def __init__(self, message: str, code: ErrorCodes = ErrorCodes.ENHANCE_YOUR_CALM) -> None:
+        super().__init__(message)
+        self.code = code
 
 
 class _Flood:

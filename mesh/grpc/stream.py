@@ -160,9 +160,9 @@ class Stream:
             self._finish()
 
     def reset(self, code: ErrorCodes = ErrorCodes.CANCEL) -> None:
-        """Give the stream up, unless both sides are finished."""
+        """Give the stream up, unless both sides are finished or it failed already."""
         self._release()
-        if not (self._ended and self._sent_end):
+        if self.failure is None and not (self._ended and self._sent_end):
             self._wire.send_reset(self, code)
         self._wire.forget(self)
 
