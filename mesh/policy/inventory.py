@@ -1,0 +1,170 @@
+"""What an analysis looks at: resources, and what their cluster holds besides."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Self, cast
+
+from msgspec import Struct, ValidationError, convert, field
+
+from mesh.resources.loader import KINDS, load_objects
+from mesh.resources.mesh_config import MeshConfig
+from mesh.resources.problem import Problem
+from mesh.resources.values import Labels, Resource
+
+PROXY_CONTAINER = "istio-proxy"
+"""Istio: the name of the sidecar's container, by which a pod is known to be in the mesh."""
+
+CLAIM_HEADER = "@request.auth.claims"
+"""Istio: beginning of a route's header that stands for a claim of the request's token."""
+
+MESH_GATEWAY = "mesh"
+"""Istio: the name that stands for all sidecars in a VirtualService's gateways."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pod:
+    """One workload of a cluster."""
+
+    namespace: str
+    name: str
+    labels: Labels
+    in_mesh: bool
+
+
+@dataclass(frozen=True, slots=True)
+class ClaimRoute:
+    """A VirtualService that routes by a claim: the header, and its gateways as `NAMESPACE/NAME`."""
+
+    namespace: str
+    name: str
+    header: str
+    gateways: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Inventory:
+    """Resources with what was wrong in them, and the cluster's namespaces, pods and gateways."""
+
+    config: MeshConfig
+    resources: tuple[Resource, ...] = ()
+    problems: tuple[Problem, ...] = ()
+    warnings: tuple[Problem, ...] = ()
+    namespaces: tuple[str, ...] = ()
+    pods: tuple[Pod, ...] = ()
+    gateways: Mapping[str, Labels]
+    claim_routes: tuple[ClaimRoute, ...] = ()
+
+    @classmethod
+    def of(cls, objects: Iterable[object], config: MeshConfig | None = None) -> Self:
+        """Sort Kubernetes objects by what they are; kinds that nothing asks for are left out."""
+        everything = list(objects)
+        others = [other for one in everything if (other := _read(one)) is not None]
+        ours = [one for one in everything if _kind(one) in KINDS]
+        loaded = load_objects(ours)
+        return cls(
+            config=config or MeshConfig(),
+            resources=loaded.resources,
+            problems=loaded.problems,
+            warnings=loaded.warnings,
+            namespaces=tuple(one.metadata.name for one in others if one.kind == "Namespace"),
+            pods=tuple(_pod(one) for one in others if one.kind == "Pod"),
+            gateways={
+                f"{one.metadata.namespace}/{one.metadata.name}": one.spec.selector
+                for one in others
+                if one.kind == "Gateway" and one.api_version.startswith("networking.istio.io/")
+            },
+            claim_routes=tuple(
+                route
+                for one in others
+                if one.kind == "VirtualService" and (route := _claim_route(one)) is not None
+            ),
+        )
+
+
+class _Meta(Struct, frozen=True):
+    name: str = ""
+    namespace: str = "default"
+    labels: dict[str, str] = {}
+
+
+class _Container(Struct, frozen=True):
+    name: str = ""
+
+
+class _Match(Struct, frozen=True):
+    headers: dict[str, object] = {}
+    without_headers: dict[str, object] = field(
+        name="withoutHeaders", default_factory=dict[str, object]
+    )
+
+
+class _Route(Struct, frozen=True):
+    match: list[_Match] = []
+
+
+class _Spec(Struct, frozen=True):
+    containers: list[_Container] = []
+    init_containers: list[_Container] = field(
+        name="initContainers", default_factory=list[_Container]
+    )
+    selector: dict[str, str] = {}
+    gateways: list[str] = []
+    http: list[_Route] = []
+
+
+class _Object(Struct, frozen=True):
+    """The few fields of other kinds that matter here; all else is ignored."""
+
+    kind: str
+    api_version: str = field(name="apiVersion", default="")
+    metadata: _Meta = _Meta()
+    spec: _Spec = _Spec()
+
+
+_OTHER_KINDS = frozenset({"Gateway", "Namespace", "Pod", "VirtualService"})
+
+
+def _kind(data: object) -> str:
+    if not isinstance(data, Mapping):
+        return ""
+    return str(cast("Mapping[str, object]", data).get("kind", ""))
+
+
+def _read(data: object) -> _Object | None:
+    if _kind(data) not in _OTHER_KINDS:
+        return None
+    try:
+        return convert(data, _Object)
+    except ValidationError:
+        return None  # Somebody else's kind in a shape unknown here; nothing is decided by it.
+
+
+def _pod(one: _Object) -> Pod:
+    containers = (*one.spec.containers, *one.spec.init_containers)
+    return Pod(
+        one.metadata.namespace,
+        one.metadata.name,
+        one.metadata.labels,
+        any(container.name == PROXY_CONTAINER for container in containers),
+    )
+
+
+def _claim_route(one: _Object) -> ClaimRoute | None:
+    headers = (
+        header
+        for route in one.spec.http
+        for match in route.match
+        for header in (*match.headers, *match.without_headers)
+    )
+    header = next((header for header in headers if header.startswith(CLAIM_HEADER)), None)
+    if header is None:
+        return None
+    namespace = one.metadata.namespace
+    gateways = tuple(
+        name if "/" in name else f"{namespace}/{name}"
+        for name in one.spec.gateways
+        if name != MESH_GATEWAY
+    )
+    return ClaimRoute(namespace, one.metadata.name, header, gateways)
