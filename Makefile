@@ -39,7 +39,7 @@ lint: $(BIN)/.dev  ## format, lint and import rules
 
 types: $(BIN)/.dev  ## mypy strict and pyright strict
 	@$(BIN)/mypy
-	@$(BIN)/pyright
+	@$(BIN)/pyright --pythonpath $(BIN)/python
 
 bench: $(BIN)/.dev  ## throughput and latency against a real Envoy, in the same rounds
 	@$(BIN)/python -m benchmarks.relay
