@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 from mesh.grpc import Method
-from mesh.protos.discovery_pb2 import DiscoveryRequest, DiscoveryResponse
+from mesh.protos.discovery_pb2 import (
+    DeltaDiscoveryRequest,
+    DeltaDiscoveryResponse,
+    DiscoveryRequest,
+    DiscoveryResponse,
+)
 from mesh.protos.istio_ca_pb2 import IstioCertificateRequest, IstioCertificateResponse
 
 CA_PORT = 15012
@@ -42,3 +47,10 @@ SVID_RESOURCE = "default"
 
 BUNDLE_RESOURCE = "ROOTCA"
 """SDS: the roots to validate peers with."""
+
+DELTA_AGGREGATED_RESOURCES = Method(
+    "/envoy.service.discovery.v3.AggregatedDiscoveryService/DeltaAggregatedResources",
+    DeltaDiscoveryRequest,
+    DeltaDiscoveryResponse,
+)
+"""The aggregated discovery service (ADS), incremental: one stream for every type of resource."""

@@ -1,0 +1,1 @@
+"""How resources travel from the control plane to proxies: Istio's MCP over incremental xDS."""
