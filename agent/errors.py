@@ -23,6 +23,12 @@ class RequestFailed(AgentError):
     reason: ClassVar[str] = "request_failed"
 
 
+class RequestCrashed(RequestFailed):
+    """The request failed in a way that nobody foresaw; the traceback is in the log."""
+
+    reason = "internal_error"
+
+
 class TokenMissing(RequestFailed):
     """There is no token, and without it the agent does not know whose certificate to ask for."""
 

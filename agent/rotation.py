@@ -12,7 +12,7 @@ from agent.bearer import account_of
 from agent.ca_client import CaClient
 from agent.config import AgentConfig
 from agent.csr import new_request
-from agent.errors import RequestFailed
+from agent.errors import RequestCrashed, RequestFailed
 from agent.schedule import OUTER_BACKOFF, SHORTEST_DELAY, Floor, rotation_delay
 from agent.store import SecretStore
 from mesh.clock import Now, sleep_until
@@ -86,6 +86,9 @@ class Rotation:
                 return await self._obtain()
             except RequestFailed as error:
                 self._complain(error, pause)
+            except Exception as error:  # the CA may have provoked it, and the certificate lives on
+                log.exception("asking the CA failed in an unforeseen way")
+                self._complain(RequestCrashed(f"an error of the agent's own: {error!r}"), pause)
             await trio.sleep(pause)
         raise AssertionError("pauses never end")
 

@@ -21,11 +21,15 @@ from mesh.address import Address
 from mesh.clock import Now, system_now
 from mesh.errors import ConfigError
 from mesh.files import read_file
-from mesh.grpc import Accept, Peer, Service, serve_grpc
+from mesh.grpc import Accept, Limits, Peer, Service, serve_grpc
 from mesh.log import get_logger
 from mesh.tls_stream import TlsStream
 
 _log = get_logger("ca")
+
+LIMITS = Limits(request_timeout=10.0, unanswered_bytes=256 * 1024)
+"""Whoever has not proven an identity can hold a call for ten seconds, and a few CSRs' worth of
+memory: a CSR has at most 64 KiB (MAX_CSR_BYTES), and real ones one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,7 +59,9 @@ async def serve(
     running = Running(addresses=tuple(_address(at.socket.getsockname()) for at in listeners))
     async with trio.open_nursery() as nursery:
         nursery.start_soon(serving.keep_renewing)
-        await nursery.start(partial(serve_grpc, service, listeners, accept=_tls_accept(serving)))
+        await nursery.start(
+            partial(serve_grpc, service, listeners, accept=_tls_accept(serving), limits=LIMITS)
+        )
         _log.info(
             "ca ready",
             addresses=[str(address) for address in running.addresses],

@@ -99,9 +99,20 @@ class X509Svid:
 def parse_certificates_pem(pem: bytes) -> tuple[x509.Certificate, ...]:
     """Return every certificate in `pem`, at least one. Raises InvalidSvid."""
     try:
-        return tuple(x509.load_pem_x509_certificates(pem))
+        certificates = tuple(x509.load_pem_x509_certificates(pem))
     except UNREADABLE as error:
         raise InvalidSvid(f"not a PEM file of certificates: {error}") from error
+    for certificate in certificates:
+        _check_validity_readable(certificate)
+    return certificates
+
+
+def _check_validity_readable(certificate: x509.Certificate) -> None:
+    """X.509 knows years that `datetime` does not; whoever compares times shall not meet one."""
+    try:
+        _ = certificate.not_valid_before_utc, certificate.not_valid_after_utc
+    except UNREADABLE as error:
+        raise InvalidSvid(f"the validity of a certificate cannot be read: {error}") from error
 
 
 def certificates_pem(certificates: Sequence[x509.Certificate]) -> bytes:

@@ -52,31 +52,30 @@ class PeerJudge:
         expired comes here twice if we disagree: as a fault, and then as the next step.
         """
         try:
-            current = certificate.to_cryptography()
+            self._judge(certificate, code, depth, ok=ok)
+        except PeerRejected as refusal:
+            self.refusal = refusal
         except UNREADABLE as error:
             self.refusal = PeerInvalid(f"a certificate of the peer cannot be read: {error}")
-            return False
-        self.refusal = refusal_by_time(current, self._now)
-        if self.refusal is None and not ok and code not in TIME_FAULTS:
-            self.refusal = rejection(code, current)
-        if self.refusal is not None:
-            return False
-        if not ok:
+        else:
             return True
-        self._seen.insert(0, current)
-        return depth > 0 or self._leaf()
+        self.identity = None
+        return False
 
-    def _leaf(self) -> bool:
-        try:
+    def _judge(self, certificate: crypto.X509, code: int, depth: int, *, ok: bool) -> None:
+        current = certificate.to_cryptography()
+        if refusal := refusal_by_time(current, self._now):
+            raise refusal
+        if not ok:
+            if code not in TIME_FAULTS:
+                raise rejection(code, current)
+            return
+        self._seen.insert(0, current)
+        if depth == 0:
             self.identity = self._verify(self._seen)
             if self._check_peer is not None and self.identity is not None:
                 self._check_peer(self.identity)
-        except PeerRejected as refusal:
-            self.identity = None
-            self.refusal = refusal
-            return False
-        self.chain = tuple(self._seen)
-        return True
+            self.chain = tuple(self._seen)
 
 
 def svid_verifier(bundles: Bundles) -> Verify:

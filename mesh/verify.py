@@ -134,8 +134,13 @@ def add_authorities(store: crypto.X509Store, bundles: Iterable[TrustBundle]) -> 
 
 
 def refusal_by_time(certificate: x509.Certificate, now: datetime) -> PeerRejected | None:
-    """Return why `certificate` is not valid at `now`, or None if it is."""
-    start, end = certificate.not_valid_before_utc, certificate.not_valid_after_utc
+    """Return why `certificate` is not valid at `now`, or None if it is. Raises PeerInvalid."""
+    try:
+        start, end = certificate.not_valid_before_utc, certificate.not_valid_after_utc
+    except UNREADABLE as error:  # X.509 has a year 0, datetime has none
+        raise PeerInvalid(
+            f"the validity of a peer's certificate cannot be read: {error}"
+        ) from error
     if now > end:
         return PeerExpired(
             f"the certificate of {describe(certificate)} expired {_span(now, end)} ago, "

@@ -47,6 +47,18 @@ class ProxyStopped(ConnectionFailed):
         super().__init__("the proxy stopped before the connection had ended: both sides were reset")
 
 
+class InternalError(ConnectionFailed):
+    """The proxy failed in a way that nobody foresaw, with this connection only."""
+
+    reason = "internal_error"
+
+    def __init__(self) -> None:
+        super().__init__(
+            "the proxy met an error of its own and reset the connection; "
+            "the traceback beside this line belongs into a bug report"
+        )
+
+
 # Before the handshake: what the first bytes told.
 
 

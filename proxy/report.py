@@ -13,7 +13,7 @@ import trio
 
 from mesh.log import get_logger
 from mesh.spiffe import SpiffeId
-from proxy.errors import ConnectionFailed, PeerClosed, ProxyStopped, RelayBroken
+from proxy.errors import ConnectionFailed, InternalError, PeerClosed, ProxyStopped, RelayBroken
 from proxy.relay import Relayed
 from proxy.socket_options import reset, wait_delivered
 
@@ -71,7 +71,8 @@ async def see_through(
 ) -> None:
     """Run `work`, log how it ended, and close `stream`, which the connection came in by.
 
-    Whoever is refused gets a reset, never a FIN that looks like an empty answer.
+    Whoever is refused gets a reset, never a FIN that looks like an empty answer. An exception that
+    nobody foresaw ends this connection and no other: a peer may have provoked it.
     """
     try:
         report_relayed(connection, await work())
@@ -81,6 +82,9 @@ async def see_through(
     except trio.Cancelled:
         report_failed(connection, ProxyStopped())
         raise
+    except Exception:
+        bug, facts = InternalError(), connection.facts()
+        log.exception("connection failed", reason=bug.reason, detail=str(bug), **facts)
     finally:
         reset(stream)
 

@@ -207,7 +207,7 @@ async def open_channel(
             connection = Connection(transport, limits, client=True)
             connection.begin()
             nursery.start_soon(connection.run)
-            nursery.start_soon(_keep_alive, connection, limits)
+            nursery.start_soon(connection.keep_alive)
             yield Channel(connection, authority, scheme)
             nursery.cancel_scope.cancel()
     except BaseExceptionGroup as group:
@@ -217,18 +217,3 @@ async def open_channel(
         raise group.exceptions[0] from group.exceptions[0].__cause__  # noqa: ASYNC123
     finally:
         await trio.aclose_forcefully(transport)
-
-
-async def _keep_alive(connection: Connection, limits: Limits) -> None:
-    if limits.keepalive_interval is None:
-        return
-    while connection.failure is None:
-        await trio.sleep(limits.keepalive_interval)
-        if trio.current_time() - connection.last_heard < limits.keepalive_interval:
-            continue
-        connection.ping()
-        with trio.move_on_after(limits.keepalive_timeout) as deadline:
-            await connection.pong.wait()
-        if deadline.cancelled_caught:
-            connection.fail(GrpcError(Status.UNAVAILABLE, "the peer does not answer PINGs"))
-            connection.close()

@@ -69,7 +69,9 @@ class Connection:
         self.failure: GrpcError | None = None
         self.draining = False
         self.last_heard = trio.current_time()
+        self.last_call = trio.current_time()
         self.greeted = trio.Event()
+        self.answered = False
         self.pong = trio.Event()
         self.streams: dict[int, Stream] = {}
         self._transport = transport
@@ -82,6 +84,9 @@ class Connection:
         self._partial = bytearray()
         self._preface_left = 0 if client else len(PREFACE)
         self._unsent = 0
+        self._first_window = limits.unanswered_bytes or DEFAULT_WINDOW
+        self._restrained = not client and limits.unanswered_bytes is not None
+        self._unacknowledged: list[tuple[Stream, int]] = []
         self._closing = False
         self._work = trio.lowlevel.ParkingLot()
         self._room = trio.lowlevel.ParkingLot()
@@ -114,11 +119,31 @@ class Connection:
         self._h2.local_settings = Settings(client=self._client, initial_values=values)
         self._h2.decoder.max_header_list_size = self.limits.header_list_bytes
         self._h2.initiate_connection()
-        # The connection's window exceeds what all streams together may hold back, so one slow
-        # taker cannot stop the others.
-        window = STREAM_WINDOW * (self.limits.concurrent_calls + 1)
-        self._h2.increment_flow_control_window(window - DEFAULT_WINDOW)
+        if self._restrained:
+            self._h2.increment_flow_control_window(self._first_window - DEFAULT_WINDOW)
+        else:
+            self._open_window(DEFAULT_WINDOW)
         self._wake()
+
+    def _open_window(self, present: int) -> None:
+        """Widen the connection's window beyond what all streams together may hold back.
+
+        So one slow taker cannot stop the others.
+        """
+        window = STREAM_WINDOW * (self.limits.concurrent_calls + 1)
+        self._h2.increment_flow_control_window(window - present)
+
+    def _answering(self) -> None:
+        """Trust a peer with all of the windows once there is an answer for it."""
+        if self.answered:
+            return
+        self.answered = True
+        if self._restrained:
+            self._restrained = False
+            self._open_window(self._first_window)
+            for stream, size in self._unacknowledged:
+                self.acknowledge(stream, size)
+            self._unacknowledged.clear()
 
     async def run(self) -> None:
         """Pump until the connection is over. Never raises for what the peer does."""
@@ -222,6 +247,7 @@ class Connection:
 
     async def send_body(self, stream: Stream, data: bytes) -> None:
         """Send DATA in frames that fit windows and queue. Raises GrpcError."""
+        self._answering()
         view = memoryview(data)
         await trio.lowlevel.checkpoint_if_cancelled()
         while view:
@@ -268,8 +294,10 @@ class Connection:
         self._wake()
 
     def acknowledge(self, stream: Stream, size: int) -> None:
-        """Open both windows by `size`."""
-        if size:
+        """Open both windows by `size`, or later if the peer is not trusted with that yet."""
+        if size and self._restrained:
+            self._unacknowledged.append((stream, size))
+        elif size:
             with suppress(H2Error):
                 self._h2.acknowledge_received_data(size, stream.number)
             self._wake()
@@ -277,6 +305,7 @@ class Connection:
     def forget(self, stream: Stream) -> None:
         """Drop a stream that is over."""
         self.streams.pop(stream.number, None)
+        self.last_call = trio.current_time()
         if not self.streams:
             self._idle.unpark_all()
 
@@ -286,6 +315,20 @@ class Connection:
         with suppress(H2Error):
             self._h2.ping(b"remora.." if self._client else b"Remora..")
         self._wake()
+
+    async def keep_alive(self) -> None:
+        """PING a peer that is silent, and give the connection up if it does not answer."""
+        interval = self.limits.keepalive_interval
+        while interval is not None and self.failure is None:
+            await trio.sleep(interval)
+            if trio.current_time() - self.last_heard < interval:
+                continue
+            self.ping()
+            with trio.move_on_after(self.limits.keepalive_timeout) as deadline:
+                await self.pong.wait()
+            if deadline.cancelled_caught:
+                self.fail(GrpcError(Status.UNAVAILABLE, "the peer does not answer PINGs"))
+                self.close()
 
     def go_away(self) -> None:
         """Announce that no further call will be taken; those that are open go on.
@@ -347,7 +390,7 @@ class Connection:
         size = event.flow_controlled_length
         if stream := self.streams.get(event.stream_id):
             stream.got_data(event.data, size)
-        else:
+        elif not self._restrained:
             with suppress(H2Error):
                 self._h2.acknowledge_received_data(size, event.stream_id)
 

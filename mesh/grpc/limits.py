@@ -27,6 +27,14 @@ class Limits:
     concurrent_calls: int = 100
     """RFC 9113, 6.5.2: no fewer, so as not to hinder parallelism."""
     connections: int = 1000
+    """When there are as many, the oldest one that has not been answered yet makes room for the
+    next. A caller is answered only after it has said who it is, so nameless ones cannot keep the
+    others out."""
+    request_timeout: float | None = None
+    """For a call's first request to be complete, from its headers on."""
+    unanswered_bytes: int | None = None
+    """Of requests that a connection may send before it gets its first answer: flow control stops
+    it there. What a caller without a name can make us hold."""
     preface_timeout: float = 10.0
     """For the client's preface and SETTINGS, so that silent connections go away."""
     idle_timeout: float | None = 900.0

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Awaitable, Callable, Sequence
-from contextlib import suppress
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Generator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Generic, TypeVar, cast
 
@@ -37,6 +37,9 @@ Res = TypeVar("Res", bound=Message)
 
 log = get_logger("grpc")
 
+WARN_EVERY = 60.0
+"""Seconds between log lines about a flood, which must not fill the disk as well."""
+
 _CONTENT_TYPE: Header = (b"content-type", b"application/grpc")
 
 
@@ -56,8 +59,19 @@ class ServerCall:
         self.metadata = metadata
         self.peer = peer
         self.trailing_metadata: list[tuple[str, str | bytes]] = []
+        self.request_timeout: float | None = None
         self._stream = stream
         self._sent_headers = False
+
+    @contextmanager
+    def request_due(self) -> Generator[None]:
+        """Bound how long the block may wait for a request. Raises GrpcError."""
+        seconds = self.request_timeout
+        with trio.move_on_after(math.inf if seconds is None else seconds) as deadline:
+            yield
+        if deadline.cancelled_caught:
+            message = f"no complete request came within {seconds:g} s"
+            raise GrpcError(Status.DEADLINE_EXCEEDED, message)
 
     def send_initial_metadata(self, metadata: Sequence[tuple[str, str | bytes]] = ()) -> None:
         """Send the response headers now, before the first message; only once."""
@@ -87,15 +101,21 @@ class StreamingCall(ServerCall, Generic[Req, Res]):
     ) -> None:
         super().__init__(stream, metadata, peer)
         self._request_type = request_type
+        self._begun = False
 
     def __aiter__(self) -> StreamingCall[Req, Res]:
         return self
 
     async def __anext__(self) -> Req:
-        body = await self._stream.receive()
+        body = await (self._stream.receive() if self._begun else self._first())
         if body is None:
             raise StopAsyncIteration
         return _decode(self._request_type, body)
+
+    async def _first(self) -> bytes | None:
+        self._begun = True
+        with self.request_due():
+            return await self._stream.receive()
 
     async def send(self, response: Res) -> None:
         """Send one response, waiting while the peer takes none. Raises GrpcError."""
@@ -123,6 +143,7 @@ class Service:
         def bind(
             stream: Stream, metadata: Metadata, peer: Peer
         ) -> tuple[ServerCall, Callable[[], Awaitable[None]]]:
+            stream.unary = True
             call: StreamingCall[Req, Res] = StreamingCall(stream, metadata, peer, method.request)
 
             async def run() -> None:
@@ -150,10 +171,11 @@ class Service:
 
 async def _only_request(call: StreamingCall[Req, Res]) -> Req:
     request: Req | None = None
-    async for message in call:
-        if request is not None:
-            raise GrpcError(Status.INTERNAL, "this method takes one request, and more came")
-        request = message
+    with call.request_due():
+        async for message in call:
+            if request is not None:
+                raise GrpcError(Status.INTERNAL, "this method takes one request, and more came")
+            request = message
     if request is None:
         raise GrpcError(Status.INTERNAL, "this method takes one request, and none came")
     return request
@@ -180,6 +202,18 @@ async def accept_plain(stream: trio.SocketStream) -> tuple[trio.abc.Stream, Peer
     return stream, Peer(address=str(stream.socket.getpeername()))
 
 
+@dataclass(slots=True, eq=False)
+class _Slot:
+    """The place of one connection: its scope, and the connection once its transport is up."""
+
+    scope: trio.CancelScope = field(default_factory=trio.CancelScope)
+    connection: Connection | None = None
+
+    @property
+    def answered(self) -> bool:
+        return self.connection is not None and self.connection.answered
+
+
 class GrpcServer:
     """A service on its listeners. `serve_grpc` makes one."""
 
@@ -188,8 +222,9 @@ class GrpcServer:
         self._accept = accept
         self._limits = limits
         self._connections: set[Connection] = set()
-        self._count = 0
+        self._slots: dict[_Slot, None] = {}
         self._accepting = trio.CancelScope()
+        self._next_warning = -math.inf
 
     async def drain(self, grace: float) -> None:
         """Take no more connections or calls; cut those that are open after `grace` seconds."""
@@ -207,25 +242,75 @@ class GrpcServer:
         listeners: Sequence[trio.abc.Listener[trio.SocketStream]],
         task_status: trio.TaskStatus[GrpcServer],
     ) -> None:
-        """Serve until drained or cancelled."""
+        """Serve until drained or cancelled.
+
+        A cancelled server says GOAWAY. Unary calls may end within the limits' `call_grace`; calls
+        with streams, which might go on for ever, are cut at once.
+        """
+        stopped = trio.Event()
         async with trio.open_nursery() as nursery:
-            serve = partial(trio.serve_listeners, handler_nursery=nursery)
-            task_status.started(self)
-            with self._accepting:
-                await serve(self._handle, list(listeners))
+            connections = await nursery.start(self._hold_connections, stopped)
+            try:
+                task_status.started(self)
+                serve = partial(trio.serve_listeners, handler_nursery=connections)
+                with self._accepting:
+                    await serve(self._handle, list(listeners))
+            finally:
+                stopped.set()
+
+    async def _hold_connections(
+        self, stopped: trio.Event, task_status: trio.TaskStatus[trio.Nursery]
+    ) -> None:
+        """Be the home of all connections: out of reach of cancellation until `stopped`."""
+        with trio.CancelScope(shield=True) as scope:
+            async with trio.open_nursery() as connections:
+                task_status.started(connections)
+                await stopped.wait()
+                if self._accepting.cancel_called:
+                    return  # drained: every connection has been told to close
+                scope.deadline = trio.current_time() + self._limits.call_grace
+                self._cancel_what_never_ends()
+                await self.drain(self._limits.call_grace)
+
+    def _cancel_what_never_ends(self) -> None:
+        for slot in self._slots:
+            if slot.connection is None:
+                slot.scope.cancel()
+                continue
+            for stream in list(slot.connection.streams.values()):
+                if not stream.unary:
+                    stream.fail(GrpcError(Status.UNAVAILABLE, "the server is shutting down"))
 
     async def _handle(self, socket: trio.SocketStream) -> None:
-        if self._count >= self._limits.connections:
+        if len(self._slots) >= self._limits.connections and not self._make_room():
             await trio.aclose_forcefully(socket)
             return
-        self._count += 1
+        slot = _Slot()
+        self._slots[slot] = None
         try:
-            await self._serve_socket(socket)
+            with slot.scope:
+                await self._serve_socket(socket, slot)
+        except Exception:  # one peer's bad luck must not end the server
+            log.exception("a connection failed in an unforeseen way")
         finally:
-            self._count -= 1
+            del self._slots[slot]
             await trio.aclose_forcefully(socket)
 
-    async def _serve_socket(self, socket: trio.SocketStream) -> None:
+    def _make_room(self) -> bool:
+        """Cut the oldest connection that was never answered; False if there is none."""
+        if trio.current_time() >= self._next_warning:
+            self._next_warning = trio.current_time() + WARN_EVERY
+            log.warning(
+                "connection limit reached: the oldest that were never answered make room",
+                limit=self._limits.connections,
+            )
+        for slot in self._slots:
+            if not slot.answered and not slot.scope.cancel_called:
+                slot.scope.cancel()
+                return True
+        return False
+
+    async def _serve_socket(self, socket: trio.SocketStream, slot: _Slot) -> None:
         try:
             with trio.fail_after(self._limits.preface_timeout):
                 stream, peer = await self._accept(socket)
@@ -235,12 +320,15 @@ class GrpcServer:
         except RemoraError as error:
             log.info("connection refused", reason=error.reason, error=str(error))
             return
-        await self.serve_stream(stream, peer)
+        await self._serve_stream(stream, peer, slot)
 
     async def serve_stream(self, stream: trio.abc.Stream, peer: Peer) -> None:
         """Serve one connection until it ends."""
+        await self._serve_stream(stream, peer, _Slot())
+
+    async def _serve_stream(self, stream: trio.abc.Stream, peer: Peer, slot: _Slot) -> None:
         async with trio.open_nursery() as nursery:
-            connection = Connection(
+            connection = slot.connection = Connection(
                 stream,
                 self._limits,
                 client=False,
@@ -250,6 +338,7 @@ class GrpcServer:
             self._connections.add(connection)
             try:
                 nursery.start_soon(self._watch, connection)
+                nursery.start_soon(connection.keep_alive)
                 await connection.run()
             finally:
                 self._connections.discard(connection)
@@ -271,7 +360,7 @@ class GrpcServer:
 
     def _idle_left(self, connection: Connection) -> float:
         timeout = self._limits.idle_timeout or 0.0
-        return connection.last_heard + timeout - trio.current_time()
+        return connection.last_call + timeout - trio.current_time()
 
     async def _call(self, stream: Stream, peer: Peer) -> None:
         with trio.CancelScope() as scope:
@@ -304,6 +393,7 @@ class GrpcServer:
         value = headers.get(b"grpc-timeout")
         timeout = None if value is None else parse_timeout(value)
         call, run = bind(stream, decode_metadata(stream.headers or []), peer)
+        call.request_timeout = self._limits.request_timeout
         return call, run, timeout
 
 

@@ -54,6 +54,7 @@ class Stream:
         self.trailers: list[Header] | None = None
         self.failure: GrpcError | None = None
         self.scope: trio.CancelScope | None = None
+        self.unary = False
         self._wire = wire
         self._reader = MessageReader(message_limit)
         self._messages: deque[bytes] = deque()

@@ -11,11 +11,12 @@ from typing import Any
 import pytest
 import structlog.testing
 import trio
+import trio.abc
 import trio.testing
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
-from agent.config import AgentConfig
+from agent.config import AgentConfig, CaAddress
 from agent.rotation import Rotation
 from agent.store import SecretStore, Wakeup
 from mesh.clock import Now, trio_now
@@ -141,6 +142,28 @@ async def test_ca_down_at_start(make_agent: MakeAgent, autojump_clock: Clock) ->
     # An hour of pauses of a minute, give or take, with five attempts each.
     assert len(lines) < 90
     assert agent.ca.dials <= 5 * 90
+
+
+async def test_a_bug_in_one_request_does_not_end_the_agent(
+    make_agent: MakeAgent, autojump_clock: Clock
+) -> None:
+    agent = make_agent()
+    dial, failures = agent.ca.dial, iter([ZeroDivisionError()])
+
+    async def dial_badly(address: CaAddress) -> trio.abc.Stream:
+        for failure in failures:
+            raise failure
+        return await dial(address)
+
+    agent.rotation._client._dial = dial_badly
+    with structlog.testing.capture_logs() as logs:
+        agent.start()
+        await trio.sleep(60)
+    assert agent.serves()
+    [line] = events(logs, "no certificate yet")
+    assert line["reason"] == "internal_error"
+    [line] = events(logs, "asking the CA failed in an unforeseen way")
+    assert line["exc_info"], "the traceback is in the log"
 
 
 async def test_ca_down_at_renewal_and_back(make_agent: MakeAgent, autojump_clock: Clock) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import warnings
 from contextlib import suppress
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 
 import pytest
 from cryptography import x509
@@ -15,7 +15,7 @@ from OpenSSL import SSL, crypto
 from mesh.svid import InvalidSvid, leaf_id
 from mesh.tls import TlsSession, named_client_context, server_context
 from mesh.tls_peer import PeerJudge, dns_verifier, svid_verifier
-from mesh.verify import PeerInvalid, PeerRejected, verify_chain
+from mesh.verify import PeerInvalid, PeerRejected, refusal_by_time, verify_chain
 from tests.pki import NOW, Leaf, make_root, name, san
 
 ROOT = make_root()
@@ -62,7 +62,28 @@ def lax_der() -> bytes:
     return b"\x30\x82" + size.to_bytes(2, "big") + inner[:3] + der[6:]
 
 
+def der_of_year_0(which: str) -> bytes:
+    """A certificate whose validity begins or ends in the year 0, which OpenSSL reads."""
+    marks = {"begins": "20510101000000Z", "ends": "20610101000000Z"}
+    certificate = (
+        x509.CertificateBuilder()
+        .subject_name(name("x"))
+        .issuer_name(ROOT.certificate.subject)
+        .public_key(GOOD.key.public_key())
+        .serial_number(7)
+        .not_valid_before(datetime(2051, 1, 1, tzinfo=UTC))
+        .not_valid_after(datetime(2061, 1, 1, tzinfo=UTC))
+        .sign(ROOT.key, hashes.SHA256())
+    )
+    der = certificate.public_bytes(serialization.Encoding.DER)
+    mark = marks[which].encode()
+    assert der.count(mark) == 1
+    return der.replace(mark, b"0000" + mark[4:])
+
+
 HOSTILE = {
+    "begins in the year 0": der_of_year_0("begins"),
+    "ends in the year 0": der_of_year_0("ends"),
     "two SAN extensions": der_with_extra_san(TWICE),
     "an X.400 address": der_with_extra_san(X400_ADDRESS),
     "a SAN that is no SAN": der_with_extra_san(GARBAGE),
@@ -107,6 +128,15 @@ def test_a_hostile_certificate_is_no_svid(case: str) -> None:
         leaf_id(certificate)
     with pytest.raises(PeerInvalid, match="cannot be read"):
         verify_chain([certificate], BUNDLES, NOW)
+
+
+@pytest.mark.parametrize("which", ["begins", "ends"])
+def test_a_chain_of_the_year_0_is_refused(which: str) -> None:
+    certificate = x509.load_der_x509_certificate(der_of_year_0(which))
+    with pytest.raises(PeerRejected):
+        verify_chain([GOOD.leaf, certificate], ROOT.bundle("example.org"), NOW)
+    with pytest.raises(PeerInvalid, match="cannot be read"):
+        refusal_by_time(certificate, NOW)
 
 
 def test_a_hostile_certificate_has_no_dns_name_either() -> None:

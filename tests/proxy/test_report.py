@@ -108,16 +108,19 @@ async def test_a_connection_that_is_cut_off_is_logged_and_reset() -> None:
     assert [line["reason"] for line in lines] == ["proxy_stopped"]
 
 
-async def test_a_bug_is_not_hidden_but_leaves_nothing_open() -> None:
+async def test_a_bug_ends_one_connection_and_is_not_hidden() -> None:
     near, far = await tcp_pair()
 
     async def work() -> Relayed:
         raise ZeroDivisionError
 
-    with pytest.raises(ZeroDivisionError):
+    with capture_logs() as lines:
         await see_through(connection(), far, work)
-    assert far.socket.fileno() == -1
-    await near.aclose()
+    async with near:
+        assert await receive_until_broken(near) == b""
+    (line,) = lines
+    assert (line["log_level"], line["reason"]) == ("error", "internal_error")
+    assert line["exc_info"], "the traceback is in the log"
 
 
 @pytest.mark.parametrize(
