@@ -29,7 +29,9 @@ from agent.errors import (
 from agent.schedule import INNER_BACKOFF
 from mesh.api import CREATE_CERTIFICATE
 from mesh.clock import Now
+from mesh.dialing import why_not_connected
 from mesh.errors import ConfigError
+from mesh.files import read_file
 from mesh.grpc import GrpcError, Status, open_channel
 from mesh.log import get_logger
 from mesh.protos.istio_ca_pb2 import IstioCertificateRequest, IstioCertificateResponse
@@ -93,11 +95,11 @@ class CaClient:
         """
         path = self._config.token_file
         try:
-            return parse_token(path.read_bytes(), path)
-        except FileNotFoundError:
-            return None
-        except OSError as error:
-            raise TokenUnusable(f"cannot read token file {path}: {error.strerror}") from error
+            return parse_token(read_file(path, "token file"), path)
+        except ConfigError as error:
+            if isinstance(error.__cause__, FileNotFoundError):
+                return None
+            raise TokenUnusable(str(error)) from error
 
     async def create_certificate(self, csr_pem: str) -> Sequence[str]:
         """Return the elements of the CA's answer, unchecked. Raises RequestFailed leaves."""
@@ -153,7 +155,7 @@ class CaClient:
             transport = await self._dial(address)
         except OSError as error:
             raise CaUnreachable(
-                f"cannot connect to the CA at {address}: {error.strerror or error}: "
+                f"cannot connect to the CA at {address} ({why_not_connected(error)}): "
                 "start it, or correct --ca-address"
             ) from error
         session = context.session(

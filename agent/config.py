@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 
+from mesh.address import check_host
 from mesh.api import CA_ACCOUNT, CA_PORT
 from mesh.bundle import InvalidBundle, TrustBundle
 from mesh.duration import format_duration
@@ -57,7 +58,9 @@ class CaAddress:
         port = int(match["port"] or CA_PORT)
         if not 1 <= port <= 65535:
             raise ConfigError(f"--ca-address {text!r} has no port between 1 and 65535")
-        return cls(host=match["v6"] or match["host"], port=port)
+        host = match["v6"] or match["host"]
+        check_host(host, f"--ca-address {text}")
+        return cls(host=host, port=port)
 
     def __str__(self) -> str:
         host = f"[{self.host}]" if ":" in self.host else self.host

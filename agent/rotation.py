@@ -123,7 +123,8 @@ class Rotation:
         facts = {"reason": error.reason, "error": str(error), "next_try_in": f"{pause:.1f} s"}
         issued = self._store.issued
         if issued is None:
-            log.warning("no certificate yet", **facts)
+            ended = self._identity is not None
+            log.warning("the certificate has expired" if ended else "no certificate yet", **facts)
             return
         left = issued.svid.not_after - now
         facts |= {"identity": str(issued.svid.id), "expires_in": _seconds(left)}

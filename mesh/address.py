@@ -29,8 +29,19 @@ class Address:
             raise ConfigError(f"{text!r} is not an address: write HOST:PORT, or [V6]:PORT")
         if not _PORT.fullmatch(port) or int(port) > MAX_PORT:
             raise ConfigError(f"{text!r} has no port between 0 and {MAX_PORT} after the last colon")
+        check_host(bare, text)
         return cls(bare, int(port))
 
     def __str__(self) -> str:
         host = f"[{self.host}]" if ":" in self.host else self.host
         return f"{host}:{self.port}"
+
+
+def check_host(host: str, where: str) -> None:
+    """Refuse a name that no name service could be asked for. Raises ConfigError about `where`."""
+    try:
+        host.encode("idna")
+    except UnicodeError as error:
+        raise ConfigError(
+            f"{where!r} has no valid host name: {error.__cause__ or error}"
+        ) from error

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import secrets
+import stat
 from contextlib import suppress
 from pathlib import Path
 
@@ -63,16 +64,20 @@ def private_directory(path: Path) -> Path:
             f"directory {path} belongs to user {status.st_uid}: choose one of root's or your own"
         )
     if status.st_mode & 0o022:
-        raise ConfigError(
-            f"directory {path} is writable by others: run `chmod go-w {path}`, or choose another"
-        )
+        shared = status.st_mode & stat.S_ISVTX  # such as /tmp: others need it as it is
+        cure = "choose another" if shared else f"run `chmod go-w {path}`, or choose another"
+        raise ConfigError(f"directory {path} is writable by others: {cure}")
     return path
 
 
 def read_file(path: Path, what: str, limit: int = MAX_FILE) -> bytes:
     """Return the content of `path`; `what` names it in complaints. Raises ConfigError."""
     try:
-        with path.open("rb") as file:
+        # Opening a pipe would wait for its writer, and reading a device might never end.
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        with os.fdopen(descriptor, "rb") as file:
+            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+                raise ConfigError(f"{what} {path} is not a regular file")
             data = file.read(limit + 1)
     except OSError as error:
         raise ConfigError(f"cannot read {what} {path}: {error.strerror}") from error

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import socket
 
 import trio
 
+from mesh.dialing import why_not_connected
 from proxy.errors import ConnectFailed
 from proxy.socket_options import tune
 
@@ -20,7 +20,9 @@ async def dial(host: str, port: int, *, what: str, hint: str) -> trio.SocketStre
     try:
         stream = await trio.open_tcp_stream(host, port)
     except (OSError, UnicodeError) as error:
-        raise ConnectFailed(f"cannot connect to {what} ({_why(error)}): {hint}") from error
+        raise ConnectFailed(
+            f"cannot connect to {what} ({why_not_connected(error)}): {hint}"
+        ) from error
     tune(stream)
     return stream
 
@@ -31,22 +33,6 @@ async def resolve(host: str, port: int) -> list[str]:
         found = await trio.socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
     except (OSError, UnicodeError) as error:
         raise ConnectFailed(
-            f"the name {host} cannot be resolved ({_why(error)}): check its spelling"
+            f"the name {host} cannot be resolved ({why_not_connected(error)}): check its spelling"
         ) from error
     return list(dict.fromkeys(str(where[0]) for *_, where in found))[:MAX_ADDRESSES]
-
-
-def _why(error: OSError | UnicodeError) -> str:
-    """Find the system's words inside what trio raises when every attempt failed."""
-    if isinstance(error, UnicodeError):
-        return "it is no valid host name"
-    match error.__cause__:
-        case OSError() as cause:
-            return _why(cause)
-        case BaseExceptionGroup() as group:
-            causes = [cause for cause in group.exceptions if isinstance(cause, OSError)]
-            return ", ".join(dict.fromkeys(_why(cause) for cause in causes))
-        case _:
-            # trio puts the address into strerror; getaddrinfo's codes are negative.
-            code = error.errno or 0
-            return os.strerror(code) if code > 0 else error.strerror or str(error)

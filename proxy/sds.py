@@ -38,13 +38,14 @@ async def follow_identity(
 
     Raises ConfigError for a socket path that can never work.
     """
-    pauses = _pauses()
-    complaint = ""
+    pauses, complaint = _pauses(), ""
     while True:
+        before = store.current
         try:
             await _follow_once(socket_path, state, store, now)
-            pauses, complaint = _pauses(), ""
         except (OSError, GrpcError) as error:
+            if store.current is not before:  # it was a good stream while it lasted
+                pauses, complaint = _pauses(), ""
             if (said := _complaint(socket_path, error)) != complaint:
                 complaint = said
                 log.warning("no connection to the agent", reason="agent_unreachable", detail=said)

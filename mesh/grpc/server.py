@@ -266,11 +266,10 @@ class GrpcServer:
             async with trio.open_nursery() as connections:
                 task_status.started(connections)
                 await stopped.wait()
-                if self._accepting.cancel_called:
-                    return  # drained: every connection has been told to close
-                scope.deadline = trio.current_time() + self._limits.call_grace
-                self._cancel_what_never_ends()
-                await self.drain(self._limits.call_grace)
+                if not self._accepting.cancel_called:  # drained otherwise, so all are told to close
+                    scope.deadline = trio.current_time() + self._limits.call_grace
+                    self._cancel_what_never_ends()
+                    await self.drain(self._limits.call_grace)
 
     def _cancel_what_never_ends(self) -> None:
         for slot in self._slots:

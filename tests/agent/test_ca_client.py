@@ -163,7 +163,7 @@ async def test_refused_connection_is_retried(
     config: AgentConfig, ca: FakeCa, autojump_clock: trio.testing.MockClock
 ) -> None:
     ca.up = False
-    with pytest.raises(CaUnreachable, match=r"ca\.test:15012: Connection refused: start it"):
+    with pytest.raises(CaUnreachable, match=r"ca\.test:15012 \(Connection refused\): start it"):
         await ask(config, ca)
     assert ca.dials == ATTEMPTS
 

@@ -207,7 +207,8 @@ async def test_ca_down_beyond_expiry(make_agent: MakeAgent, autojump_clock: Cloc
         await trio.sleep(95)
         assert agent.serves()
     assert len(events(logs, EXPIRED)) == 1
-    assert events(logs, "no certificate yet")
+    assert events(logs, "the certificate has expired")
+    assert not events(logs, "no certificate yet")
 
 
 TWISTS: dict[str, Callable[[FakeCa], None]] = {

@@ -36,6 +36,8 @@ class Sidecar:
     """The SPIFFE ID that the other side must show."""
     server: bool
     """Terminate TLS on the listener; otherwise begin it towards `forward`."""
+    verify: bool = True
+    """Verify the other side; a client that does not shows what the server alone does."""
 
 
 def executable() -> str:
@@ -114,20 +116,19 @@ def _secret(name: str) -> Json:
 
 def _transport_socket(sidecar: Sidecar) -> Json:
     matcher = {"san_type": "URI", "matcher": {"exact": sidecar.peer}}
-    common: Json = {
-        "tls_certificate_sds_secret_configs": [_secret("default")],
-        "combined_validation_context": {
+    common: Json = {"tls_certificate_sds_secret_configs": [_secret("default")]}
+    if sidecar.verify:
+        common["combined_validation_context"] = {
             "default_validation_context": {"match_typed_subject_alt_names": [matcher]},
             "validation_context_sds_secret_config": _secret("ROOTCA"),
-        },
-    }
+        }
     kind = "UpstreamTlsContext"
     config: Json = {"common_tls_context": common}
     if sidecar.server:
         kind = "DownstreamTlsContext"
         config["require_client_certificate"] = True
     else:
-        common["alpn_protocols"] = ["istio"]
+        common["alpn_protocols"] = ["istio-peer-exchange", "istio"]  # as Istio's sidecars do
         config["sni"] = "outbound_.80_._.httpbin.foo.svc.cluster.local"
     return {
         "name": "envoy.transport_sockets.tls",

@@ -5,14 +5,23 @@ from __future__ import annotations
 import hashlib
 import random
 import socket
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import trio
+from structlog.testing import capture_logs
 
+from mesh.api import MESH_ALPN
+from mesh.bundle import TrustBundle
+from mesh.tls import client_context
+from mesh.tls_errors import TlsAlert
+from mesh.tls_stream import TlsStream
 from proxy.mode import MtlsMode
 from tests.interop.envoy import Envoy, Sidecar, running
 from tests.interop.mesh import LocalMesh, echo, exchange, serve_app, way_in, way_out
+from tests.pki import make_root, real_now
 
 pytestmark = pytest.mark.e2e
 
@@ -110,22 +119,51 @@ async def test_our_proxy_refuses_an_envoy_server_under_another_name(
         ours = await mesh.start_proxy(
             await mesh.start_agent(CLIENT), outbound=way_out(sidecar.listen, OTHER_ID)
         )
-        assert await exchange_or_reset(ours.outbound[0].port) == b""
+        with capture_logs() as logs:
+            assert await exchange_or_reset(ours.outbound[0].port) == b""
+    assert "wrong_identity" in reasons(logs)
 
 
-async def test_an_envoy_server_refuses_plaintext_and_our_proxy_of_another_ca(
+async def test_an_envoy_server_refuses_plaintext(mesh: LocalMesh, nursery: trio.Nursery) -> None:
+    sidecar = await envoy_server(mesh, CLIENT_ID, await serve_app(nursery, echo))
+    async with running(sidecar, folder_for(mesh)):
+        assert not is_echo(await exchange_or_reset(sidecar.listen))
+
+
+async def test_an_envoy_server_refuses_our_tls_with_a_certificate_of_another_ca(
     mesh: LocalMesh, nursery: trio.Nursery
 ) -> None:
+    """The client trusts the server, so that it is the server that refuses."""
     sidecar = await envoy_server(mesh, CLIENT_ID, await serve_app(nursery, echo))
+    impostor = make_root("another root", real_now()).issue(CLIENT_ID)
+    trusted = TrustBundle.from_pem(mesh.trust_domain, mesh.root_file.read_bytes())
+    context = client_context({mesh.trust_domain: trusted}, svid=impostor, alpn=[MESH_ALPN])
+    async with running(sidecar, folder_for(mesh)) as envoy:
+        transport = await trio.open_tcp_stream("127.0.0.1", sidecar.listen)
+        async with TlsStream(transport, context.session(real_now())) as stream:
+            await stream.do_handshake()
+            assert str(stream.session.peer_id) == SERVER_ID
+            with pytest.raises(trio.BrokenResourceError) as caught:
+                await stream.receive_some()
+        assert isinstance(caught.value.__cause__, TlsAlert)
+        name = f"listener.127.0.0.1_{sidecar.listen}.ssl.fail_verify_error"
+        assert (await envoy.stats(name))[name] == 1
+
+
+async def test_our_proxy_refuses_an_envoy_client_of_another_ca(
+    mesh: LocalMesh, nursery: trio.Nursery
+) -> None:
+    """The Envoy takes any server, so that it is our proxy that refuses."""
+    app = await serve_app(nursery, echo)
+    ours = await mesh.start_proxy(await mesh.start_agent(SERVER), inbound=way_in(app))
     stranger = LocalMesh(nursery, mesh.folder / "x")
     stranger.folder.mkdir()
     await stranger.start_ca()
-    async with running(sidecar, folder_for(mesh)):
-        assert not is_echo(await exchange_or_reset(sidecar.listen))
-        ours = await stranger.start_proxy(
-            await stranger.start_agent(CLIENT), outbound=way_out(sidecar.listen, SERVER_ID)
-        )
-        assert await exchange_or_reset(ours.outbound[0].port) == b""
+    sidecar = replace(await envoy_client(stranger, SERVER_ID, ours.inbound[0].port), verify=False)
+    with capture_logs() as logs:
+        async with running(sidecar, folder_for(mesh)):
+            assert await exchange_or_reset(sidecar.listen) == b""
+    assert "peer_not_trusted" in reasons(logs)
 
 
 @pytest.mark.parametrize("role", ["client", "server"])
@@ -167,6 +205,11 @@ async def test_an_envoy_client_that_would_resume_gets_full_handshakes(
 async def handshakes(envoy: Envoy, prefix: str) -> int:
     name = f"{prefix}.ssl.handshake"
     return (await envoy.stats(name))[name]
+
+
+def reasons(logs: Sequence[Mapping[str, object]]) -> list[object]:
+    """The reasons of the connections that failed."""
+    return [line["reason"] for line in logs if line["event"] == "connection failed"]
 
 
 def is_echo(received: bytes) -> bool:

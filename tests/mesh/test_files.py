@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from mesh.errors import ConfigError
-from mesh.files import MAX_FILE, private_directory, read_file, write_private
+from mesh.files import private_directory, read_file, write_private
 
 
 def mode_of(path: Path) -> int:
@@ -114,12 +114,18 @@ def test_a_directory_that_others_may_read_is_good_enough(tmp_path: Path, mode: i
     tmp_path.chmod(0o700)
 
 
-@pytest.mark.parametrize("mode", [0o777, 0o1777, 0o770, 0o702])
+@pytest.mark.parametrize("mode", [0o777, 0o770, 0o702])
 def test_a_directory_that_others_may_write_to_is_refused(tmp_path: Path, mode: int) -> None:
     tmp_path.chmod(mode)
     with pytest.raises(ConfigError, match="writable by others: run `chmod go-w"):
         private_directory(tmp_path)
     assert mode_of(tmp_path) == mode, "and left as it is"
+
+
+def test_nobody_is_told_to_close_a_directory_that_all_share(tmp_path: Path) -> None:
+    tmp_path.chmod(0o1777)
+    with pytest.raises(ConfigError, match=r"writable by others: choose another$"):
+        private_directory(tmp_path)
 
 
 def test_a_directory_of_another_user_is_refused(
@@ -167,5 +173,12 @@ def test_a_file_that_is_too_large_is_not_taken(tmp_path: Path, size: int, fits: 
 
 
 def test_an_endless_device_is_not_read_for_ever() -> None:
-    with pytest.raises(ConfigError, match=f"larger than {MAX_FILE} bytes"):
+    with pytest.raises(ConfigError, match="certificate /dev/zero is not a regular file"):
         read_file(Path("/dev/zero"), "certificate")
+
+
+def test_a_pipe_is_refused_at_once(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    with pytest.raises(ConfigError, match=r"key file .*pipe is not a regular file"):
+        read_file(pipe, "key file")
