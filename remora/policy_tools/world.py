@@ -9,7 +9,7 @@ from mesh.policy.destination import DestinationRules
 from mesh.policy.outbound import OutboundPolicies
 from mesh.policy.peer_authentication import EffectiveModes, PeerAuthentications
 from mesh.policy.rules import CompiledPolicy, compile_policy
-from mesh.policy.selection import Workload, applicable
+from mesh.policy.selection import Attachments, Workload
 from mesh.policy.trust_domains import TrustDomains
 from mesh.resources.mesh_config import MeshConfig
 from mesh.resources.networking import DestinationRule, ServiceEntry, WorkloadEntry
@@ -41,6 +41,8 @@ class World:
             (one for one in found if isinstance(one, WorkloadEntry)),
             trust_domain=config.trust_domain,
         )
+        self._authorizations = Attachments(self.authorizations, root_namespace=root)
+        self._requests = Attachments(self.requests, root_namespace=root)
         self._compiled: dict[str, CompiledPolicy] = {}
 
     def modes(self, workload: Workload) -> EffectiveModes:
@@ -49,11 +51,11 @@ class World:
 
     def policies_for(self, workload: Workload) -> list[AuthorizationPolicy]:
         """Return the AuthorizationPolicies that apply to a workload."""
-        return applicable(self.authorizations, workload, self.config.root_namespace)
+        return self._authorizations.for_workload(workload)
 
     def token_rules_for(self, workload: Workload) -> list[RequestAuthentication]:
         """Return the RequestAuthentications that apply to a workload."""
-        return applicable(self.requests, workload, self.config.root_namespace)
+        return self._requests.for_workload(workload)
 
     def authorization(self, workload: Workload) -> Authorization:
         """Return what decides about connections to a workload."""
