@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from mesh.errors import ConfigError, RemoraError
-from remora.commands import agent, ca, demo, proxy, token
+from remora.commands import agent, ca, check, demo, describe, proxy, token
 from remora.program import EXIT_BAD_CONFIG, EXIT_FAILURE, complain
 
 app = typer.Typer(
@@ -25,6 +25,8 @@ app.add_typer(token.app, name="token")
 app.add_typer(agent.app, name="agent")
 app.add_typer(proxy.app, name="proxy")
 app.command(name="demo")(demo.demo)
+app.command(name="describe")(describe.describe)
+app.command(name="check")(check.check)
 
 
 @app.callback(invoke_without_command=True)

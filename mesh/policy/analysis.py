@@ -32,6 +32,7 @@ class Kind(Enum):
     DOUBTFUL = ("IST0133", "SchemaWarning", "Warning")
     CLAIMS_UNCHECKED = ("IST0149", "JwtClaimBasedRoutingWithoutRequestAuthN", "Error")
     INEFFECTIVE_SELECTOR = ("IST0166", "IneffectiveSelector", "Warning")
+    KEYS_FROM_ANYWHERE = ("IST0175", "JwksUriFetchUnrestricted", "Warning")
 
     @property
     def code(self) -> str:
@@ -79,6 +80,7 @@ def analyze(inventory: Inventory) -> tuple[Message, ...]:
             case _:
                 pass
     found.extend(_claim_routes(inventory))
+    found.extend(_key_sets(inventory))
     return tuple(found)
 
 
@@ -132,13 +134,18 @@ def _matches(pattern: str, namespace: str) -> bool:
 def _gateway_pods(
     policy: AuthorizationPolicy | RequestAuthentication, inventory: Inventory
 ) -> Iterator[Message]:
-    """Gateways of the Gateway API are reached by targetRefs; a selector does nothing there."""
+    """Gateways of the Gateway API are reached by targetRefs; a selector does nothing there.
+
+    Istio looks only at pods of the policy's own namespace, also if that is the root.
+    """
     spec = policy.spec
     if spec.selector is None or spec.target_ref is not None or spec.target_refs:
         return
-    for pod in _reach(policy.metadata.namespace, inventory):
+    for pod in inventory.pods:
         gateway = pod.labels.get(GATEWAY_NAME_LABEL)
-        if gateway is not None and selects(spec.selector, pod.labels):
+        if gateway is None or pod.namespace != policy.metadata.namespace:
+            continue
+        if selects(spec.selector, pod.labels):
             text = f"the selector does not reach the gateway {gateway}: use targetRefs"
             yield Message(Kind.INEFFECTIVE_SELECTOR, _name(policy), text)
 
@@ -147,22 +154,32 @@ def _verification(rule: DestinationRule) -> Iterator[Message]:
     policy = rule.spec.traffic_policy
     if policy is None:
         return
-    if _unverified(policy.tls):
+    if _unverified(policy.tls, rule):
         text = f"connections to {rule.spec.host} do not verify the server: set caCertificates"
         yield Message(Kind.UNVERIFIED, _name(rule), text)
     for settings in policy.port_level_settings or ():
-        if _unverified(settings.tls):
+        if _unverified(settings.tls, rule):
             port = settings.port.number if settings.port else 0
             text = f"connections to port {port} of {rule.spec.host} do not verify the server"
             yield Message(Kind.UNVERIFIED_PORT, _name(rule), text)
 
 
-def _unverified(tls: ClientTls | None) -> bool:
+def _unverified(tls: ClientTls | None, rule: DestinationRule) -> bool:
+    """Istio: a credential brings certificates to verify with only for selected workloads."""
     return (
         tls is not None
         and tls.mode in {TlsMode.SIMPLE, TlsMode.MUTUAL}
-        and not (tls.ca_certificates or tls.credential_name or tls.insecure_skip_verify)
+        and not tls.ca_certificates
+        and not (tls.credential_name and rule.spec.workload_selector is not None)
     )
+
+
+def _key_sets(inventory: Inventory) -> Iterator[Message]:
+    """Report control planes that fetch key sets from wherever a policy tells them to."""
+    if any(isinstance(one, RequestAuthentication) for one in inventory.resources):
+        for deployment in inventory.unrestricted:
+            text = "key sets are fetched from any address: set BLOCKED_CIDRS_IN_JWKS_URIS"
+            yield Message(Kind.KEYS_FROM_ANYWHERE, f"Deployment {deployment}", text)
 
 
 def _claim_routes(inventory: Inventory) -> Iterator[Message]:

@@ -113,11 +113,13 @@ class Facts:
     """
 
     __slots__ = ("anchors", "destination", "host", "identity", "path", "port", "remote", "request",
-                 "sni", "source", "trust_domain")  # fmt: skip
+                 "slashed", "sni", "source", "trust_domain")  # fmt: skip
 
     def __init__(self, connection: Connection, request: HttpRequest | None = None) -> None:
         peer = connection.peer
         self.identity = None if peer is None else str(peer).removeprefix(SCHEME)
+        # With the last slash of `spiffe://`: what is looked for in it may begin there.
+        self.slashed = None if self.identity is None else f"/{self.identity}"
         self.trust_domain = None if peer is None else peer.trust_domain.name
         self.anchors = anchors_of(self.identity)
         self.source = address_number(connection.source_ip)

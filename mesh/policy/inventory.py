@@ -19,6 +19,18 @@ PROXY_CONTAINER = "istio-proxy"
 CLAIM_HEADER = "@request.auth.claims"
 """Istio: beginning of a route's header that stands for a claim of the request's token."""
 
+INJECT = "sidecar.istio.io/inject"
+"""Istio: the label, formerly annotation, by which a pod asks for a sidecar or declines it."""
+
+NAMESPACE_INJECTION = "istio-injection"
+"""Istio: the label by which a namespace has sidecars given to its pods, if it is `enabled`."""
+
+REDIRECTION = "ambient.istio.io/redirection"
+"""Istio: the annotation, `enabled`, of a pod that is in the mesh without a sidecar."""
+
+BLOCKED_CIDRS = "BLOCKED_CIDRS_IN_JWKS_URIS"
+"""Istio: the control plane's environment variable with the addresses that hold no key sets."""
+
 MESH_GATEWAY = "mesh"
 """Istio: the name that stands for all sidecars in a VirtualService's gateways."""
 
@@ -45,7 +57,11 @@ class ClaimRoute:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Inventory:
-    """Resources with what was wrong in them, and the cluster's namespaces, pods and gateways."""
+    """Resources with what was wrong in them, and the cluster's namespaces, pods and gateways.
+
+    `unrestricted` are the deployments of control planes, as `NAMESPACE/NAME`, that would fetch
+    key sets from any address.
+    """
 
     config: MeshConfig
     resources: tuple[Resource, ...] = ()
@@ -55,6 +71,7 @@ class Inventory:
     pods: tuple[Pod, ...] = ()
     gateways: Mapping[str, Labels]
     claim_routes: tuple[ClaimRoute, ...] = ()
+    unrestricted: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, objects: Iterable[object], config: MeshConfig | None = None) -> Self:
@@ -63,15 +80,18 @@ class Inventory:
         others = [other for one in everything if (other := _read(one)) is not None]
         ours = [one for one in everything if _kind(one) in KINDS]
         loaded = load_objects(ours)
+        injecting = frozenset(
+            one.metadata.name for one in others if one.kind == "Namespace" and _injects(one)
+        )
         return cls(
             config=config or MeshConfig(),
             resources=loaded.resources,
             problems=loaded.problems,
             warnings=loaded.warnings,
             namespaces=tuple(one.metadata.name for one in others if one.kind == "Namespace"),
-            pods=tuple(_pod(one) for one in others if one.kind == "Pod"),
+            pods=tuple(_pod(one, injecting) for one in others if one.kind == "Pod"),
             gateways={
-                f"{one.metadata.namespace}/{one.metadata.name}": one.spec.selector
+                f"{one.metadata.namespace}/{one.metadata.name}": _labels(one.spec.selector)
                 for one in others
                 if one.kind == "Gateway" and one.api_version.startswith("networking.istio.io/")
             },
@@ -80,6 +100,11 @@ class Inventory:
                 for one in others
                 if one.kind == "VirtualService" and (route := _claim_route(one)) is not None
             ),
+            unrestricted=tuple(
+                f"{one.metadata.namespace}/{one.metadata.name}"
+                for one in others
+                if one.kind == "Deployment" and _fetches_from_anywhere(one)
+            ),
         )
 
 
@@ -87,10 +112,17 @@ class _Meta(Struct, frozen=True):
     name: str = ""
     namespace: str = "default"
     labels: dict[str, str] = {}
+    annotations: dict[str, str] = {}
+
+
+class _Variable(Struct, frozen=True):
+    name: str = ""
+    value: str = ""
 
 
 class _Container(Struct, frozen=True):
     name: str = ""
+    env: list[_Variable] = []
 
 
 class _Match(Struct, frozen=True):
@@ -104,12 +136,23 @@ class _Route(Struct, frozen=True):
     match: list[_Match] = []
 
 
+class _PodSpec(Struct, frozen=True):
+    containers: list[_Container] = []
+
+
+class _Template(Struct, frozen=True):
+    spec: _PodSpec = _PodSpec()
+
+
 class _Spec(Struct, frozen=True):
+    """What matters of any kind's spec, together; a gateway's selector is the labels themselves."""
+
     containers: list[_Container] = []
     init_containers: list[_Container] = field(
         name="initContainers", default_factory=list[_Container]
     )
-    selector: dict[str, str] = {}
+    selector: dict[str, object] = {}
+    template: _Template = _Template()
     gateways: list[str] = []
     http: list[_Route] = []
 
@@ -123,7 +166,7 @@ class _Object(Struct, frozen=True):
     spec: _Spec = _Spec()
 
 
-_OTHER_KINDS = frozenset({"Gateway", "Namespace", "Pod", "VirtualService"})
+_OTHER_KINDS = frozenset({"Deployment", "Gateway", "Namespace", "Pod", "VirtualService"})
 
 
 def _kind(data: object) -> str:
@@ -141,14 +184,42 @@ def _read(data: object) -> _Object | None:
         return None  # Somebody else's kind in a shape unknown here; nothing is decided by it.
 
 
-def _pod(one: _Object) -> Pod:
+def _labels(selector: Mapping[str, object]) -> Labels:
+    return {key: str(value) for key, value in selector.items()}
+
+
+def _injects(namespace: _Object) -> bool:
+    return namespace.metadata.labels.get(NAMESPACE_INJECTION) == "enabled"
+
+
+def _pod(one: _Object, injecting: frozenset[str]) -> Pod:
+    meta = one.metadata
+    return Pod(meta.namespace, meta.name, meta.labels, _in_mesh(one, injecting))
+
+
+def _in_mesh(one: _Object, injecting: frozenset[str]) -> bool:
+    """Istio: a pod has a proxy, or will be given one: its label, annotation or namespace says."""
+    meta = one.metadata
     containers = (*one.spec.containers, *one.spec.init_containers)
-    return Pod(
-        one.metadata.namespace,
-        one.metadata.name,
-        one.metadata.labels,
-        any(container.name == PROXY_CONTAINER for container in containers),
+    if any(container.name == PROXY_CONTAINER for container in containers):
+        return True
+    if meta.annotations.get(REDIRECTION) == "enabled":
+        return True
+    for given in (meta.labels, meta.annotations):
+        if INJECT in given:
+            return given[INJECT] == "true"
+    return meta.namespace in injecting
+
+
+def _fetches_from_anywhere(deployment: _Object) -> bool:
+    if deployment.metadata.labels.get("app") != "istiod":
+        return False
+    variables = (
+        variable
+        for container in deployment.spec.template.spec.containers
+        for variable in container.env
     )
+    return not any(one.name == BLOCKED_CIDRS and one.value for one in variables)
 
 
 def _claim_route(one: _Object) -> ClaimRoute | None:

@@ -43,26 +43,36 @@ def namespaces(values: Texts, _context: Context) -> Predicate:
     The pieces between the stars must occur in order, and the first place each is found is as good
     as any later one; so no backtracking is needed, however many stars there are.
     """
-    plain = tuple(f"/ns/{value}/" for value in values if "*" not in value)
-    wild = tuple(_pieces(value) for value in values if "*" in value)
+    tests = tuple(_namespace_test(value) for value in values)
+    match tests:
+        case (only,):
+            return lambda facts: facts.slashed is not None and only(facts.slashed)
+        case _:
+            return lambda facts: facts.slashed is not None and _any(tests, facts.slashed)
 
-    def matches(facts: Facts) -> bool:
-        if facts.identity is None:
-            return False
-        # The slash is the last of `spiffe://`: a trust domain named `ns` counts as well.
-        identity = f"/{facts.identity}"
-        for piece in plain:
-            if piece in identity:
-                return True
-        return any(_in_order(pieces, identity) for pieces in wild)
 
-    return matches
+def _namespace_test(value: str) -> Test:
+    match _pieces(value):
+        case (piece,):
+            return lambda text: piece in text
+        case (first, last):
+            past = len(first)
+            return lambda text: (
+                (found := text.find(first)) >= 0 and text.find(last, found + past) >= 0
+            )
+        case pieces:
+            return lambda text: _in_order(pieces, text)
+
+
+def _any(tests: tuple[Test, ...], text: str) -> bool:
+    for test in tests:  # noqa: SIM110  a generator would double the cost
+        if test(text):
+            return True
+    return False
 
 
 def _pieces(value: str) -> tuple[str, ...]:
-    first, *rest = value.split("*")
-    rest[-1] += "/"
-    return (f"/ns/{first}", *rest)
+    return tuple(f"/ns/{value}/".split("*"))
 
 
 def _in_order(pieces: tuple[str, ...], text: str) -> bool:

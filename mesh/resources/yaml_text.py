@@ -120,6 +120,7 @@ class _Builder:
     def __init__(self, first_line: int) -> None:
         self._first_line = first_line
         self._stack: list[_Open] = []
+        self._open_size = 0  # The sizes of all that is on the stack, together.
         self._anchors: dict[str, tuple[Node, int]] = {}
         self._handlers: dict[type[yaml.Event], Callable[..., Node | None]] = {
             yaml.DocumentStartEvent: self._start_document,
@@ -151,7 +152,8 @@ class _Builder:
 
     def _scalar(self, event: yaml.ScalarEvent) -> Node | None:
         line = self._line(event)
-        self._refuse_tag(event.tag, line)
+        if event.tag is not None:
+            self._refuse_tag(event.tag, line)
         # An event is plain when its first `implicit` flag is set: only then may it be a number.
         value = resolve_scalar(event.value) if event.implicit[0] else event.value
         return self._add(Node(value, line), 1, event.anchor)
@@ -180,9 +182,11 @@ class _Builder:
         if len(self._stack) >= MAX_DEPTH:
             raise UnreadableDocument(f"values are nested more than {MAX_DEPTH} deep", opened.line)
         self._stack.append(opened)
+        self._open_size += opened.size
 
     def _close(self, _event: yaml.Event) -> Node | None:
         done = self._stack.pop()
+        self._open_size -= done.size
         value = done.entries if done.items is None else tuple(done.items)
         return self._add(Node(value, done.line), done.size, done.anchor)
 
@@ -193,7 +197,8 @@ class _Builder:
             return node
         parent = self._stack[-1]
         parent.size += size
-        if sum(opened.size for opened in self._stack) > MAX_NODES:
+        self._open_size += size
+        if self._open_size > MAX_NODES:
             raise UnreadableDocument(
                 f"the document stands for more than {MAX_NODES} values", node.line
             )

@@ -85,6 +85,60 @@ def test_a_policy_should_select_something_in_the_mesh(
     assert told(*pods, policy) == ([(Kind.NO_WORKLOADS, name)] if told_of else [])
 
 
+ENABLED = {"labels": {"istio-injection": "enabled"}}
+
+
+@pytest.mark.parametrize(
+    ("namespace_meta", "pod_meta", "in_mesh"),
+    [
+        ({}, {}, False),
+        (ENABLED, {}, True),
+        ({"labels": {"istio-injection": "disabled"}}, {}, False),
+        (ENABLED, {"labels": {"sidecar.istio.io/inject": "false"}}, False),
+        (ENABLED, {"annotations": {"sidecar.istio.io/inject": "false"}}, False),
+        ({}, {"labels": {"sidecar.istio.io/inject": "true"}}, True),
+        ({}, {"annotations": {"sidecar.istio.io/inject": "true"}}, True),
+        ({}, {"annotations": {"ambient.istio.io/redirection": "enabled"}}, True),
+        (
+            {},
+            {
+                "labels": {"sidecar.istio.io/inject": "false"},
+                "annotations": {"sidecar.istio.io/inject": "true"},
+            },
+            False,
+        ),
+    ],
+)
+def test_a_pod_is_in_the_mesh_if_injection_puts_it_there(
+    namespace_meta: Any, pod_meta: Any, in_mesh: bool
+) -> None:
+    home = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "foo", **namespace_meta}}
+    bare = an("Pod", "p", spec={"containers": [{"name": "server"}]}, **pod_meta)
+    policy = an("AuthorizationPolicy")
+    assert told(bare, policy, home) == ([] if in_mesh else [(Kind.NO_WORKLOADS, POLICY)])
+
+
+def istiod(*variables: Any, app: str = "istiod") -> Any:
+    containers = [{"name": "other"}, {"name": "discovery", "env": list(variables)}]
+    spec = {
+        "selector": {"matchLabels": {"app": app}},
+        "template": {"spec": {"containers": containers}},
+    }
+    return an("Deployment", "istiod", "istio-system", spec, labels={"app": app})
+
+
+def test_a_control_plane_should_not_fetch_key_sets_from_anywhere() -> None:
+    check = an("RequestAuthentication", spec={"jwtRules": [{"issuer": "a"}]})
+    found = [(Kind.KEYS_FROM_ANYWHERE, "Deployment istio-system/istiod")]
+    blocked = {"name": "BLOCKED_CIDRS_IN_JWKS_URIS", "value": "10.0.0.0/8"}
+    assert told(check, istiod()) == found
+    assert told(check, istiod(blocked | {"value": ""}, {"name": "A", "value": "b"})) == found
+    assert told(check, istiod(blocked)) == []
+    assert told(check, istiod(app="other")) == []
+    assert told(check) == []
+    assert told(istiod()) == []
+
+
 def test_problems_and_warnings_of_resources_are_messages() -> None:
     invalid = an("PeerAuthentication", "bad", spec={"mtls": {"mode": "OPEN"}})
     doubtful = an("PeerAuthentication", "doubtful", spec={"selector": {}})
@@ -101,8 +155,8 @@ def test_problems_and_warnings_of_resources_are_messages() -> None:
         ({"mode": "SIMPLE"}, True),
         ({"mode": "MUTUAL", "clientCertificate": "a", "privateKey": "b"}, True),
         ({"mode": "SIMPLE", "caCertificates": "a"}, False),
-        ({"mode": "SIMPLE", "credentialName": "a"}, False),
-        ({"mode": "SIMPLE", "insecureSkipVerify": True}, False),
+        ({"mode": "SIMPLE", "credentialName": "a"}, True),
+        ({"mode": "SIMPLE", "insecureSkipVerify": True}, True),
         ({"mode": "ISTIO_MUTUAL"}, False),
         ({"mode": "DISABLE"}, False),
     ],
@@ -116,6 +170,22 @@ def test_tls_should_verify_the_server(tls: Any, told_of: bool) -> None:
         "DestinationRule", spec={"host": "a.b", "trafficPolicy": {"portLevelSettings": ports}}
     )
     assert told(rule) == ([(Kind.UNVERIFIED_PORT, name)] * 2 if told_of else [])
+
+
+def test_a_credential_verifies_only_for_selected_workloads() -> None:
+    tls = {"mode": "SIMPLE", "credentialName": "a"}
+    policy = {"tls": tls, "portLevelSettings": [{"port": {"number": 80}, "tls": tls}]}
+    spec: dict[str, Any] = {"host": "a.b", "trafficPolicy": policy}
+    selector = {"workloadSelector": {"matchLabels": {"app": "a"}}}
+    name = "DestinationRule foo/x"
+    assert told(an("DestinationRule", spec=spec)) == [
+        (Kind.UNVERIFIED, name),
+        (Kind.UNVERIFIED_PORT, name),
+    ]
+    assert told(an("DestinationRule", spec=spec | selector)) == []
+
+
+def test_a_rule_without_tls_is_no_concern() -> None:
     assert told(an("DestinationRule", spec={"host": "a.b"})) == []
 
 
@@ -128,7 +198,7 @@ def test_a_selector_does_not_reach_a_gateway_of_the_gateway_api(kind: str) -> No
     selecting = an(kind, spec={"selector": {"matchLabels": {"app": "gw"}}})
     assert told(gateway, selecting) == [(Kind.INEFFECTIVE_SELECTOR, f"{kind} foo/x")]
     root = an(kind, namespace="istio-system", spec={"selector": {"matchLabels": {"app": "gw"}}})
-    assert told(gateway, root) == [(Kind.INEFFECTIVE_SELECTOR, f"{kind} istio-system/x")]
+    assert told(pod(), gateway, root) == []  # Istio looks in the policy's own namespace.
     elsewhere = pod(namespace="bar", **GATEWAY_POD)
     assert told(elsewhere, pod(app="gw"), selecting) == []
     target = {"group": "gateway.networking.k8s.io", "kind": "Gateway", "name": "gw"}

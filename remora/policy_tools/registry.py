@@ -1,0 +1,163 @@
+"""Who is in the mesh, from ServiceEntries and WorkloadEntries: workloads, services, and both ways.
+
+Istio's rules for what an entry leaves out: a workload's port is its own by the service port's
+name, else the service's target port, else the same number; and it takes mutual TLS if its label
+says so, or else if it has a service account.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+from mesh.policy.destination import host_matches
+from mesh.policy.outbound import TLS_MODE_LABEL, Endpoint, Service
+from mesh.policy.selection import Workload
+from mesh.resources.networking import (
+    Location,
+    Resolution,
+    ServiceEntry,
+    ServicePort,
+    WorkloadEntry,
+    WorkloadEntrySpec,
+)
+from mesh.resources.values import Labels, age_order
+from mesh.spiffe import SCHEME
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Member:
+    """One workload; `name` is `NAMESPACE/NAME` of its entry, or how else it was given."""
+
+    name: str
+    namespace: str
+    labels: Labels = field(default_factory=dict[str, str])
+    service_account: str = ""
+    has_proxy: bool = True
+    address: str = ""
+    ports: Mapping[str, int] = field(default_factory=dict[str, int])
+
+    @property
+    def workload(self) -> Workload:
+        """What policies know of it."""
+        return Workload(namespace=self.namespace, labels=self.labels)
+
+    def identity(self, trust_domain: str) -> str:
+        """Return its SPIFFE ID, or an empty text if its service account is not known."""
+        if not self.service_account:
+            return ""
+        return f"{SCHEME}{trust_domain}/ns/{self.namespace}/sa/{self.service_account}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Backing:
+    """A workload behind a port of a service, and the port of its own that this means."""
+
+    host: str
+    entry: ServiceEntry
+    port: ServicePort
+    member: Member
+
+    @property
+    def target_port(self) -> int:
+        """The workload's own port."""
+        return target_port(self.member, self.port)
+
+
+class Registry:
+    """All services and workloads of a mesh."""
+
+    def __init__(
+        self,
+        services: Iterable[ServiceEntry],
+        workloads: Iterable[WorkloadEntry],
+        *,
+        trust_domain: str,
+    ) -> None:
+        """Take the entries; of two for one host the older counts."""
+        self._trust_domain = trust_domain
+        self.members: Mapping[str, Member] = {
+            entry.key: _member(entry.key, entry.metadata.namespace, entry.spec)
+            for entry in sorted(workloads, key=age_order)
+        }
+        self._services: dict[str, ServiceEntry] = {}
+        for entry in sorted(services, key=age_order):
+            for host in entry.spec.hosts:
+                self._services.setdefault(host.lower(), entry)
+
+    def entry_for(self, host: str, client_namespace: str) -> ServiceEntry | None:
+        """Return the service of a host that a client may see: the exact name, or a wildcard."""
+        patterns = sorted(self._services, key=lambda name: (name.startswith("*"), -len(name)))
+        for pattern in patterns:
+            entry = self._services[pattern]
+            if host_matches(pattern, host) and visible(entry, client_namespace):
+                return entry
+        return None
+
+    def members_of(self, entry: ServiceEntry) -> tuple[Member, ...]:
+        """Return the workloads behind a service: its own list, or those that it selects."""
+        namespace, spec = entry.metadata.namespace, entry.spec
+        if spec.workload_selector is None:
+            return tuple(
+                _member(f"{entry.key} endpoint {index}", namespace, endpoint)
+                for index, endpoint in enumerate(spec.endpoints or ())
+            )
+        wanted = spec.workload_selector.labels.items()
+        return tuple(
+            member
+            for member in self.members.values()
+            if member.namespace == namespace and wanted <= member.labels.items()
+        )
+
+    def backings(self, member: Member) -> tuple[Backing, ...]:
+        """Return every service port that a workload stands behind."""
+        return tuple(
+            Backing(host=host, entry=entry, port=port, member=member)
+            for host, entry in self._services.items()
+            if member in self.members_of(entry)
+            for port in entry.spec.ports
+        )
+
+    def service(self, host: str, entry: ServiceEntry, port: ServicePort) -> Service:
+        """Return what a client must know of one port of a service."""
+        members = self.members_of(entry)
+        names = (member.identity(self._trust_domain) for member in members)
+        return Service(
+            host=host,
+            namespace=entry.metadata.namespace,
+            mesh_external=entry.spec.location is Location.MESH_EXTERNAL,
+            passthrough=entry.spec.resolution is Resolution.NONE,
+            identities=tuple(dict.fromkeys(name for name in names if name)),
+            subject_alt_names=entry.spec.subject_alt_names,
+            endpoints=tuple(endpoint_of(one, target_port(one, port)) for one in members),
+        )
+
+
+def target_port(member: Member, port: ServicePort) -> int:
+    """Return the workload's own port that a service port means."""
+    return member.ports.get(port.name) or port.target_port or port.number
+
+
+def endpoint_of(member: Member, port: int) -> Endpoint:
+    """Return a workload's port as clients see it."""
+    return Endpoint(member.namespace, port, member.labels, member.has_proxy)
+
+
+def visible(entry: ServiceEntry, namespace: str) -> bool:
+    """Tell whether a service is exported to a namespace (Istio: to all, if it does not say)."""
+    own = entry.metadata.namespace
+    exports = {own if export == "." else export for export in entry.spec.export_to}
+    return not exports or "*" in exports or namespace in exports
+
+
+def _member(name: str, namespace: str, spec: WorkloadEntrySpec) -> Member:
+    label = spec.labels.get(TLS_MODE_LABEL)
+    return Member(
+        name=name,
+        namespace=namespace,
+        labels=spec.labels,
+        service_account=spec.service_account,
+        has_proxy=label == "istio" if label is not None else bool(spec.service_account),
+        address=spec.address,
+        ports=spec.ports,
+    )
