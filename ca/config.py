@@ -12,6 +12,7 @@ from pathlib import Path
 from cryptography import x509
 
 from ca.authority import TtlLimits
+from ca.oidc import check_url
 from ca.tokens import is_account_name
 from mesh.address import Address
 from mesh.api import CA_ACCOUNT, CA_DNS_NAME, TOKEN_AUDIENCE
@@ -51,7 +52,10 @@ class CaConfig:
     default_ttl: timedelta = DEFAULT_TTL
     max_ttl: timedelta = DEFAULT_MAX_TTL
     jwks: Path | None = None
+    jwks_url: str | None = None
     jwks_issuer: str | None = None
+    oidc_issuer: str | None = None
+    issuer_ca: Path | None = None
     token_audiences: tuple[str, ...] = (TOKEN_AUDIENCE,)
 
     def __post_init__(self) -> None:
@@ -65,9 +69,18 @@ class CaConfig:
             )
         if not self.token_audiences or not all(self.token_audiences):
             raise ConfigError("--token-audience must not be empty: name what tokens are made for")
-        if self.jwks_issuer is not None and self.jwks is None:
-            raise ConfigError("--jwks-issuer says whose keys --jwks holds: give --jwks too")
+        self._check_issuers()
         general_names(self.dns_names)
+
+    def _check_issuers(self) -> None:
+        if self.jwks_issuer is not None and self.jwks is None and self.jwks_url is None:
+            raise ConfigError("--jwks-issuer says whose keys --jwks holds: give --jwks too")
+        if self.jwks_url is not None:
+            check_url(self.jwks_url, "--jwks")
+        if self.oidc_issuer is not None:
+            check_url(self.oidc_issuer, "--oidc-issuer")
+        if self.issuer_ca is not None and self.jwks_url is None and self.oidc_issuer is None:
+            raise ConfigError("--issuer-ca is for keys fetched from a URL: give --oidc-issuer too")
 
     @property
     def identity(self) -> SpiffeId:
@@ -116,6 +129,13 @@ def _check_ttl(flag: str, ttl: timedelta) -> None:
             f"{flag} {format_duration(ttl)} cannot be used: give whole seconds, "
             f"from 1s to {format_duration(LONGEST_TTL)}"
         )
+
+
+def split_jwks(text: str | None) -> tuple[Path | None, str | None]:
+    """Tell the path of a key set from its URL; one of the two is None."""
+    if text is None:
+        return None, None
+    return (None, text) if "://" in text else (Path(text), None)
 
 
 def parse_account(text: str) -> ServiceAccount:

@@ -156,6 +156,30 @@ class TokenWrongSubject(AuthenticationError):
     reason = "token_wrong_subject"
 
 
+class KeysUnavailable(AuthenticationError):
+    """The issuer's keys cannot be fetched, so no token of its can be checked."""
+
+    reason = "token_keys_unavailable"
+
+
+class JoinTokenUsed(AuthenticationError):
+    """The join token was used before, or this CA never made it."""
+
+    reason = "join_token_used"
+
+
+class CertificateExpired(AuthenticationError):
+    """The client certificate ended while its connection was open."""
+
+    reason = "client_certificate_expired"
+
+
+class CertificateForeign(AuthenticationError):
+    """The client certificate names no workload of this CA's trust domain."""
+
+    reason = "client_certificate_foreign"
+
+
 class CallerUnknown(CaError):
     """No authenticator recognised the caller; `failures` says why, authenticator by authenticator.
 

@@ -9,18 +9,15 @@ from typing import Any
 import trio
 import trio.abc
 
-from ca.authenticate import Authenticator, TokenAuthenticator
 from ca.authority import Authority
 from ca.config import CaConfig
-from ca.jwks import TokenKey, parse_jwks
+from ca.issuers import authenticator_chain, remote_issuers
 from ca.material import ROOT_CERT, Material, load_or_create
 from ca.service import CertificateService
 from ca.serving import ServingCertificate
-from ca.tokens import TrustedIssuer, own_issuer
 from mesh.address import Address
 from mesh.clock import Now, system_now
 from mesh.errors import ConfigError
-from mesh.files import read_file
 from mesh.grpc import Accept, Peer, Service, serve_grpc
 from mesh.log import get_logger
 from mesh.tls_stream import TlsStream
@@ -42,10 +39,10 @@ async def serve(
     task_status: trio.TaskStatus[Running] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Run the CA until cancelled. Raises ConfigError if it cannot start."""
-    keys = await _read_jwks(config)
+    issuers = await remote_issuers(config, now())
     material = await _load_material(config, now)
     authority = Authority(signer=material.signer, roots=material.roots, limits=config.ttl_limits)
-    authenticators = _authenticators(config, material, keys)
+    authenticators = authenticator_chain(config, material.token_key, issuers)
     service = Service()
     CertificateService(authority=authority, authenticators=authenticators, now=now).register(
         service
@@ -76,27 +73,6 @@ async def _load_material(config: CaConfig, now: Now) -> Material:
             "root created", state_dir=str(config.state_dir), trust_domain=str(config.trust_domain)
         )
     return material
-
-
-async def _read_jwks(config: CaConfig) -> tuple[TokenKey, ...]:
-    if config.jwks is None:
-        return ()
-    data = await trio.to_thread.run_sync(read_file, config.jwks, "key set")
-    return parse_jwks(data, str(config.jwks))
-
-
-def _authenticators(
-    config: CaConfig, material: Material, keys: tuple[TokenKey, ...]
-) -> tuple[Authenticator, ...]:
-    """Return the ways to prove an identity, in the order they are tried."""
-    audiences = frozenset(config.token_audiences)
-    issuers = {"own-token": own_issuer(material.token_key.public_key(), audiences)}
-    if keys:
-        issuers["jwks"] = TrustedIssuer(keys=keys, issuer=config.jwks_issuer, audiences=audiences)
-    return tuple(
-        TokenAuthenticator(name=name, issuer=issuer, trust_domain=config.trust_domain)
-        for name, issuer in issuers.items()
-    )
 
 
 async def _listen(address: Address) -> list[trio.SocketListener]:

@@ -8,9 +8,10 @@ from google.protobuf.struct_pb2 import Value
 
 from ca.authenticate import Authenticator, Caller, Presented, identify
 from ca.authority import Authority, Issued
-from ca.errors import CallerUnknown, Fault, SigningError
+from ca.errors import AuthenticationError, CallerUnknown, Fault, SigningError
 from mesh.api import CREATE_CERTIFICATE
 from mesh.clock import Now
+from mesh.errors import ConfigError
 from mesh.grpc import GrpcError, ServerCall, Service, Status
 from mesh.log import get_logger
 from mesh.protos.istio_ca_pb2 import IstioCertificateRequest, IstioCertificateResponse
@@ -55,6 +56,7 @@ class CertificateService:
         caller = await self._identify(call)
         _refuse_impersonation(request, caller, call)
         issued = self._sign(request, caller, call)
+        await self._spend(caller, call)
         _log.info(
             "certificate issued",
             identity=str(issued.identity),
@@ -66,17 +68,27 @@ class CertificateService:
         return IstioCertificateResponse(cert_chain=issued.elements)
 
     async def _identify(self, call: ServerCall) -> Caller:
-        presented = Presented(authorization=call.metadata.get_all("authorization"))
+        presented = Presented(
+            authorization=call.metadata.get_all("authorization"),
+            chain=() if call.peer.tls is None else call.peer.tls.peer_chain,
+        )
         try:
             return await identify(self.authenticators, presented, self.now())
         except CallerUnknown as error:
-            _log.warning(
-                "caller refused",
-                reason=error.reason,
-                why={name: f"{failure.reason}: {failure}" for name, failure in error.failures},
-                peer=call.peer.address,
-            )
-            raise GrpcError(Status.UNAUTHENTICATED, NOT_AUTHENTICATED) from error
+            raise _not_authenticated(error, call) from error
+
+    async def _spend(self, caller: Caller, call: ServerCall) -> None:
+        """Use up a credential that works once, now that there is something to give for it."""
+        if caller.spend is None:
+            return
+        try:
+            await caller.spend()
+        except AuthenticationError as error:
+            unknown = CallerUnknown([(caller.authenticator, error)])
+            raise _not_authenticated(unknown, call) from error
+        except ConfigError as error:
+            _log.error("credential not used up", reason=error.reason, why=str(error))
+            raise GrpcError(Status.INTERNAL, "the credential could not be used up") from error
 
     def _sign(self, request: IstioCertificateRequest, caller: Caller, call: ServerCall) -> Issued:
         try:
@@ -114,6 +126,17 @@ def _refuse_impersonation(
         peer=call.peer.address,
     )
     raise GrpcError(Status.UNAUTHENTICATED, NOT_IMPERSONATED)
+
+
+def _not_authenticated(error: CallerUnknown, call: ServerCall) -> GrpcError:
+    """Log why, authenticator by authenticator, and return what the caller may know."""
+    _log.warning(
+        "caller refused",
+        reason=error.reason,
+        why={name: f"{failure.reason}: {failure}" for name, failure in error.failures},
+        peer=call.peer.address,
+    )
+    return GrpcError(Status.UNAUTHENTICATED, NOT_AUTHENTICATED)
 
 
 def _signing_message(error: SigningError) -> str:

@@ -28,7 +28,7 @@ from ca.service import CertificateService
 from ca.template import Signer
 from ca.tokens import TrustedIssuer
 from mesh.bundle import TrustBundle
-from mesh.grpc import GrpcError, ServerCall
+from mesh.grpc import GrpcError, Peer, ServerCall
 from mesh.protos.istio_ca_pb2 import IstioCertificateRequest
 from mesh.spiffe import InvalidSpiffeId, SpiffeId, TrustDomain
 from mesh.svid import parse_certificates_pem
@@ -159,7 +159,7 @@ def no_call() -> ServerCall:
     """A call without metadata, as far as the service looks at it."""
     call = SimpleNamespace(
         metadata=SimpleNamespace(get_all=lambda _name: []),
-        peer=SimpleNamespace(address="127.0.0.1:1"),
+        peer=Peer(address="127.0.0.1:1"),
     )
     return cast("ServerCall", call)
 

@@ -12,7 +12,7 @@ from ca.authenticate import TokenAuthenticator
 from ca.jwks import token_key
 from ca.service import CertificateService
 from ca.tokens import TrustedIssuer, create_token, own_issuer
-from mesh.grpc import GrpcError, ServerCall, Status
+from mesh.grpc import GrpcError, Peer, ServerCall, Status
 from mesh.protos.istio_ca_pb2 import IstioCertificateRequest, IstioCertificateResponse
 from mesh.spiffe import ServiceAccount
 from mesh.svid import leaf_id, parse_certificates_pem
@@ -59,7 +59,7 @@ async def ask(
     values = bearer(own_token()) if authorization is None else authorization
     call = SimpleNamespace(
         metadata=SimpleNamespace(get_all={"authorization": values}.__getitem__),
-        peer=SimpleNamespace(address="10.0.0.9:4711"),
+        peer=Peer(address="10.0.0.9:4711"),
     )
     return await service.create_certificate(request, cast("ServerCall", call))
 
