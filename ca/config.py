@@ -13,6 +13,7 @@ from cryptography import x509
 
 from ca.authority import TtlLimits
 from ca.oidc import check_url
+from ca.rate_limit import DEFAULT_PER_IDENTITY, DEFAULT_TOTAL, Rate
 from ca.tokens import is_account_name
 from mesh.address import Address
 from mesh.api import CA_ACCOUNT, CA_DNS_NAME, TOKEN_AUDIENCE
@@ -28,6 +29,9 @@ DEFAULT_MAX_TTL = timedelta(hours=2160)
 
 LONGEST_TTL = timedelta(days=3650)
 """As long as a self-signed root lives: nothing could live longer."""
+
+MAX_RATE = 1_000_000
+"""Certificates a second: a thousand times what one CA can sign."""
 
 LONGEST_TOKEN_TTL = timedelta(days=365)
 """A token cannot be revoked alone, only all of them together, by replacing the token key."""
@@ -57,6 +61,9 @@ class CaConfig:
     oidc_issuer: str | None = None
     issuer_ca: Path | None = None
     token_audiences: tuple[str, ...] = (TOKEN_AUDIENCE,)
+    metrics_listen: Address | None = None
+    rate_limit: Rate | None = DEFAULT_TOTAL
+    identity_rate_limit: Rate | None = DEFAULT_PER_IDENTITY
 
     def __post_init__(self) -> None:
         """Check what each field's type does not."""
@@ -136,6 +143,19 @@ def split_jwks(text: str | None) -> tuple[Path | None, str | None]:
     if text is None:
         return None, None
     return (None, text) if "://" in text else (Path(text), None)
+
+
+def parse_rate(flag: str, per_second: float, default: Rate) -> Rate | None:
+    """Return the rate an operator set; 0 is no limit. Raises ConfigError.
+
+    The burst keeps its proportion to the rate.
+    """
+    if not 0 <= per_second <= MAX_RATE:
+        raise ConfigError(f"{flag} {per_second:g} cannot be used: give 0 to {MAX_RATE}")
+    if per_second == 0:
+        return None
+    burst = max(round(per_second * default.burst / default.per_second), 1)
+    return Rate(per_second=per_second, burst=burst)
 
 
 def parse_account(text: str) -> ServiceAccount:

@@ -84,6 +84,26 @@ class CertificateUnsound(SigningError):
     reason = "certificate_unsound"
 
 
+class AuditFailed(SigningError):
+    """The audit log cannot be written, so nothing may be issued."""
+
+    reason = "audit_failed"
+    fault = Fault.NOT_READY
+
+
+class JoinTokenStuck(SigningError):
+    """A join token cannot be used up, so nothing may be issued for it."""
+
+    reason = "join_token_stuck"
+    fault = Fault.NOT_READY
+
+
+class RateLimited(CaError):
+    """Certificates are asked for more often than is allowed."""
+
+    reason = "rate_limited"
+
+
 class AuthenticationError(CaError):
     """One way of proving who calls did not work."""
 

@@ -15,8 +15,7 @@ from pathlib import Path
 
 import trio
 
-from ca.errors import JoinTokenUsed
-from mesh.errors import ConfigError
+from ca.errors import JoinTokenStuck, JoinTokenUsed
 from mesh.files import private_directory, sync_directory, write_private
 
 JOIN_TOKENS = "join-tokens"
@@ -46,7 +45,7 @@ class JoinTokens:
             raise _used(token_id)
 
     async def spend(self, token_id: str) -> None:
-        """Use the token up. Raises JoinTokenUsed if somebody else was faster."""
+        """Use the token up. Raises JoinTokenUsed if somebody else was faster, JoinTokenStuck."""
         await trio.to_thread.run_sync(self._remove, token_id)
 
     def sweep(self, now: datetime) -> int:
@@ -72,7 +71,9 @@ class JoinTokens:
         except FileNotFoundError as error:
             raise _used(token_id) from error
         except OSError as error:
-            raise ConfigError(f"cannot use up join token {path}: {error.strerror}") from error
+            raise JoinTokenStuck(
+                f"cannot use up join token {path}, so nothing is issued for it: {error.strerror}"
+            ) from error
 
 
 def _expired(path: Path, now: datetime) -> bool:

@@ -11,7 +11,7 @@ from ipaddress import ip_address
 from pathlib import Path
 from typing import Any, cast
 
-import httpx
+import httpx2
 import trio
 
 from ca.jwks import TokenKey, parse_jwks
@@ -76,16 +76,14 @@ class KeyFetcher:
                 return await self._read(url)
         except trio.TooSlowError as error:
             raise FetchFailed(f"{url} did not answer within {FETCH_DEADLINE:.0f} s") from error
-        except (httpx.HTTPError, httpx.InvalidURL) as error:
-            raise FetchFailed(
-                f"{url} cannot be fetched: {error!r}"
-            ) from error
+        except (httpx2.HTTPError, httpx2.InvalidURL) as error:
+            raise FetchFailed(f"{url} cannot be fetched: {error!r}") from error
 
     async def _read(self, url: str) -> bytes:
         # Nothing from the environment: a proxy that a variable names would be believed too.
-        client = httpx.AsyncClient(
+        client = httpx2.AsyncClient(
             verify=self._tls,
-            timeout=None,  # noqa: S113 - the deadline is the caller's
+            timeout=None,
             trust_env=False,
             headers={"accept": "application/json", "accept-encoding": "identity"},
         )
@@ -95,7 +93,7 @@ class KeyFetcher:
             return await _read_bounded(response, url)
 
 
-async def _read_bounded(response: httpx.Response, url: str) -> bytes:
+async def _read_bounded(response: httpx2.Response, url: str) -> bytes:
     # Raw: a few compressed bytes could become any number. Cancelled from inside, so that the
     # library's nested generators are unwound; leaving the loop would abandon them.
     data = bytearray()
@@ -112,8 +110,8 @@ async def _read_bounded(response: httpx.Response, url: str) -> bytes:
 def check_url(url: str, flag: str) -> None:
     """Refuse a URL whose answer anybody on the path could replace. Raises ConfigError."""
     try:
-        parsed = httpx.URL(url)
-    except httpx.InvalidURL as error:
+        parsed = httpx2.URL(url)
+    except httpx2.InvalidURL as error:
         raise ConfigError(f"{flag} {url[:120]!r} is not a URL: {error}") from error
     if parsed.userinfo or not parsed.host or any(c.isspace() for c in url):
         raise ConfigError(f"{flag} {url[:120]!r} must have a host, and no user")

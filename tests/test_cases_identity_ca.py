@@ -132,7 +132,9 @@ async def test_csr(case: Case) -> None:
     domain = TrustDomain("cluster.local") if caller is None else caller.identity.trust_domain
     authority = make_ca(settings, TrustDomain(settings.get("trust_domain", str(domain))))
     known: Authenticator = Known(caller)
-    service = CertificateService(authority=authority, authenticators=(known,), now=lambda: NOW)
+    service = CertificateService(
+        authority=lambda: authority, authenticators=(known,), now=lambda: NOW
+    )
     request = IstioCertificateRequest(
         csr=make_csr(case["csr"]).decode(), validity_duration=case.get("ttl", 3600)
     )

@@ -46,6 +46,15 @@ def serve(  # noqa: PLR0913 - one parameter per flag
     token_audience: Annotated[
         list[str] | None, typer.Option(metavar="AUD", help="Instead of istio-ca. Repeatable.")
     ] = None,
+    rate_limit: Annotated[
+        float, typer.Option(metavar="N", help="Certificates a second; 0: any number.")
+    ] = 5000,
+    identity_rate_limit: Annotated[
+        float, typer.Option(metavar="N", help="The same, for one identity.")
+    ] = 20,
+    metrics_listen: Annotated[
+        str | None, typer.Option(metavar="HOST:PORT", help="Serve /metrics there.")
+    ] = None,
     log_format: LogFormatOption = LogFormat.TEXT,
     log_level: LogLevelOption = LogLevel.INFO,
 ) -> None:
@@ -55,7 +64,8 @@ def serve(  # noqa: PLR0913 - one parameter per flag
     to trust the CA, and a token: from `remora token create`, or from the
     issuers given with --jwks and --oidc-issuer.
     """
-    from ca.config import CaConfig, parse_trust_domain, split_jwks
+    from ca.config import CaConfig, parse_rate, parse_trust_domain, split_jwks
+    from ca.rate_limit import DEFAULT_PER_IDENTITY, DEFAULT_TOTAL
     from ca.server import serve as serve_ca
     from mesh.address import Address
     from mesh.api import TOKEN_AUDIENCE
@@ -76,6 +86,11 @@ def serve(  # noqa: PLR0913 - one parameter per flag
         oidc_issuer=oidc_issuer,
         issuer_ca=issuer_ca,
         token_audiences=tuple(token_audience or (TOKEN_AUDIENCE,)),
+        metrics_listen=None if metrics_listen is None else Address.parse(metrics_listen),
+        rate_limit=parse_rate("--rate-limit", rate_limit, DEFAULT_TOTAL),
+        identity_rate_limit=parse_rate(
+            "--identity-rate-limit", identity_rate_limit, DEFAULT_PER_IDENTITY
+        ),
     )
     configure_logging(log_format, log_level)
     run_program(functools.partial(serve_ca, config))

@@ -8,10 +8,15 @@ import pytest
 import trio
 
 from ca.authenticate import JoinTokenAuthenticator, Presented, TokenAuthenticator
-from ca.errors import AuthenticationError, JoinTokenUsed, TokenExpired, TokenWrongIssuer
+from ca.errors import (
+    AuthenticationError,
+    JoinTokenStuck,
+    JoinTokenUsed,
+    TokenExpired,
+    TokenWrongIssuer,
+)
 from ca.join_tokens import JOIN_TOKENS, JoinTokens
 from ca.tokens import JOIN_ISSUER, create_join_token, create_token, own_issuer
-from mesh.errors import ConfigError
 from mesh.spiffe import ServiceAccount
 from tests.ca.workshop import CLUSTER, WEB
 from tests.pki import NOW, new_key
@@ -125,7 +130,7 @@ async def test_a_token_that_cannot_be_used_up_is_not_used(tmp_path: Path) -> Non
     path.unlink()
     path.mkdir()  # what unlink refuses
     assert caller.spend is not None
-    with pytest.raises(ConfigError, match="cannot use up join token"):
+    with pytest.raises(JoinTokenStuck, match="cannot use up join token"):
         await caller.spend()
 
 

@@ -10,15 +10,18 @@ from pathlib import Path
 from typing import Any
 
 import grpc
+import httpx2
 import pytest
 import trio
 from jwt.algorithms import RSAAlgorithm
 from structlog.testing import capture_logs
 
+from ca.audit import AUDIT_LOG
 from ca.config import CaConfig
 from ca.join_tokens import JoinTokens
 from ca.material import ROOT_CERT, load_token_key
 from ca.oidc import DISCOVERY_PATH
+from ca.rate_limit import Rate
 from ca.server import Running, serve
 from ca.tokens import create_join_token, create_token
 from mesh.address import Address
@@ -278,6 +281,64 @@ async def test_an_issuer_is_discovered_over_https_and_its_new_keys_too(tmp_path:
             other = sign_token(claims(exp=exp), rsa_key(), kid="k")
             code, _ = await refused(ca, request(), bearer(other))
             assert code == "UNAUTHENTICATED"
+
+
+async def scrape(ca: Ca) -> str:
+    async with httpx2.AsyncClient(trust_env=False) as client:
+        return (await client.get(f"http://{ca.running.metrics}/metrics")).text
+
+
+async def test_every_decision_is_in_the_audit_log_and_in_the_metrics(tmp_path: Path) -> None:
+    config = make_config(tmp_path, metrics_listen=ANY_PORT)
+    async with running_ca(config) as ca:
+        good = bearer(ca.token())
+        answer = await ask(ca, request(), good)
+        await refused(ca, request(), bearer("junk"))
+        await refused(ca, request(b"junk"), good)
+        await refused(ca, request(ttl=10**9), good)
+        text = await scrape(ca)
+    (leaf,) = parse_certificates_pem(answer.cert_chain[0].encode())
+    lines = [json.loads(line) for line in (config.state_dir / AUDIT_LOG).read_text().splitlines()]
+    assert [(line["event"], line.get("reason")) for line in lines] == [
+        ("issued", None),
+        ("caller_refused", "caller_unknown"),
+        ("certificate_refused", "csr_unreadable"),
+        ("certificate_refused", "ttl_too_long"),
+    ]
+    assert lines[0]["serial"] == f"{leaf.serial_number:x}"
+    assert lines[0]["not_after"] == leaf.not_valid_after_utc.isoformat()
+    assert (lines[0]["identity"], lines[0]["authenticator"]) == (str(WEB), "own-token")
+    assert lines[1]["why"]["own-token"].startswith("token_malformed: ")
+    for sample in (
+        "csr_count 4",
+        "success_cert_issuance_count 1",
+        "authentication_failure_count 1",
+        'csr_sign_err_count{error="TTL_ERROR"} 1',
+        "csr_parsing_err_count 1",
+    ):
+        assert f"citadel_server_{sample}\n" in text
+
+
+async def test_no_certificate_leaves_without_its_line(tmp_path: Path) -> None:
+    config = make_config(tmp_path)
+    async with running_ca(config) as ca:
+        token = ca.join_token()
+        log = config.state_dir / AUDIT_LOG
+        log.unlink()
+        log.mkdir()
+        code, details = await refused(ca, request(), bearer(ca.token()))
+        assert (code, details) == ("INTERNAL", "CSR signing error (CA_NOT_READY)")
+        log.rmdir()
+        check(ca, await ask(ca, request(), bearer(token)))
+
+
+async def test_an_identity_that_asks_too_often_is_told_to_wait(tmp_path: Path) -> None:
+    config = make_config(tmp_path, identity_rate_limit=Rate(per_second=0.01, burst=2))
+    async with running_ca(config) as ca:
+        good = bearer(ca.token())
+        for _ in range(2):
+            check(ca, await ask(ca, request(), good))
+        assert await refused(ca, request(), good) == ("RESOURCE_EXHAUSTED", "too many requests")
 
 
 async def test_a_restart_keeps_root_and_tokens(tmp_path: Path) -> None:

@@ -20,8 +20,9 @@ from tests.ca.workshop import CLUSTER, WEB, claims, csr_pem, make_authority, rsa
 from tests.pki import NOW, new_key
 
 KEY = new_key()
+AUTHORITY = make_authority()
 SERVICE = CertificateService(
-    authority=make_authority(),
+    authority=lambda: AUTHORITY,
     authenticators=(
         TokenAuthenticator(
             name="own-token",
@@ -188,7 +189,7 @@ async def test_too_long_a_life_is_an_invalid_argument() -> None:
 async def test_what_is_wrong_with_the_ca_is_not_told() -> None:
     short = make_authority(life=timedelta(seconds=1))
     service = CertificateService(
-        authority=short,
+        authority=lambda: short,
         authenticators=SERVICE.authenticators,
         now=lambda: NOW + timedelta(seconds=2),
     )
