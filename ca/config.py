@@ -12,6 +12,8 @@ from pathlib import Path
 from cryptography import x509
 
 from ca.authority import TtlLimits
+from ca.oidc import check_url
+from ca.rate_limit import DEFAULT_PER_IDENTITY, DEFAULT_TOTAL, Rate
 from ca.tokens import is_account_name
 from mesh.address import Address
 from mesh.api import CA_ACCOUNT, CA_DNS_NAME, TOKEN_AUDIENCE
@@ -27,6 +29,9 @@ DEFAULT_MAX_TTL = timedelta(hours=2160)
 
 LONGEST_TTL = timedelta(days=3650)
 """As long as a self-signed root lives: nothing could live longer."""
+
+MAX_RATE = 1_000_000
+"""Certificates a second: a thousand times what one CA can sign."""
 
 LONGEST_TOKEN_TTL = timedelta(days=365)
 """A token cannot be revoked alone, only all of them together, by replacing the token key."""
@@ -51,8 +56,14 @@ class CaConfig:
     default_ttl: timedelta = DEFAULT_TTL
     max_ttl: timedelta = DEFAULT_MAX_TTL
     jwks: Path | None = None
+    jwks_url: str | None = None
     jwks_issuer: str | None = None
+    oidc_issuer: str | None = None
+    issuer_ca: Path | None = None
     token_audiences: tuple[str, ...] = (TOKEN_AUDIENCE,)
+    metrics_listen: Address | None = None
+    rate_limit: Rate | None = DEFAULT_TOTAL
+    identity_rate_limit: Rate | None = DEFAULT_PER_IDENTITY
 
     def __post_init__(self) -> None:
         """Check what each field's type does not."""
@@ -65,9 +76,18 @@ class CaConfig:
             )
         if not self.token_audiences or not all(self.token_audiences):
             raise ConfigError("--token-audience must not be empty: name what tokens are made for")
-        if self.jwks_issuer is not None and self.jwks is None:
-            raise ConfigError("--jwks-issuer says whose keys --jwks holds: give --jwks too")
+        self._check_issuers()
         general_names(self.dns_names)
+
+    def _check_issuers(self) -> None:
+        if self.jwks_issuer is not None and self.jwks is None and self.jwks_url is None:
+            raise ConfigError("--jwks-issuer says whose keys --jwks holds: give --jwks too")
+        if self.jwks_url is not None:
+            check_url(self.jwks_url, "--jwks")
+        if self.oidc_issuer is not None:
+            check_url(self.oidc_issuer, "--oidc-issuer")
+        if self.issuer_ca is not None and self.jwks_url is None and self.oidc_issuer is None:
+            raise ConfigError("--issuer-ca is for keys fetched from a URL: give --oidc-issuer too")
 
     @property
     def identity(self) -> SpiffeId:
@@ -116,6 +136,26 @@ def _check_ttl(flag: str, ttl: timedelta) -> None:
             f"{flag} {format_duration(ttl)} cannot be used: give whole seconds, "
             f"from 1s to {format_duration(LONGEST_TTL)}"
         )
+
+
+def split_jwks(text: str | None) -> tuple[Path | None, str | None]:
+    """Tell the path of a key set from its URL; one of the two is None."""
+    if text is None:
+        return None, None
+    return (None, text) if "://" in text else (Path(text), None)
+
+
+def parse_rate(flag: str, per_second: float, default: Rate) -> Rate | None:
+    """Return the rate an operator set; 0 is no limit. Raises ConfigError.
+
+    The burst keeps its proportion to the rate.
+    """
+    if not 0 <= per_second <= MAX_RATE:
+        raise ConfigError(f"{flag} {per_second:g} cannot be used: give 0 to {MAX_RATE}")
+    if per_second == 0:
+        return None
+    burst = max(round(per_second * default.burst / default.per_second), 1)
+    return Rate(per_second=per_second, burst=burst)
 
 
 def parse_account(text: str) -> ServiceAccount:

@@ -84,6 +84,26 @@ class CertificateUnsound(SigningError):
     reason = "certificate_unsound"
 
 
+class AuditFailed(SigningError):
+    """The audit log cannot be written, so nothing may be issued."""
+
+    reason = "audit_failed"
+    fault = Fault.NOT_READY
+
+
+class JoinTokenStuck(SigningError):
+    """A join token cannot be used up, so nothing may be issued for it."""
+
+    reason = "join_token_stuck"
+    fault = Fault.NOT_READY
+
+
+class RateLimited(CaError):
+    """Certificates are asked for more often than is allowed."""
+
+    reason = "rate_limited"
+
+
 class AuthenticationError(CaError):
     """One way of proving who calls did not work."""
 
@@ -154,6 +174,30 @@ class TokenWrongSubject(AuthenticationError):
     """The token's subject is not exactly one service account."""
 
     reason = "token_wrong_subject"
+
+
+class KeysUnavailable(AuthenticationError):
+    """The issuer's keys cannot be fetched, so no token of its can be checked."""
+
+    reason = "token_keys_unavailable"
+
+
+class JoinTokenUsed(AuthenticationError):
+    """The join token was used before, or this CA never made it."""
+
+    reason = "join_token_used"
+
+
+class CertificateExpired(AuthenticationError):
+    """The client certificate ended while its connection was open."""
+
+    reason = "client_certificate_expired"
+
+
+class CertificateForeign(AuthenticationError):
+    """The client certificate names no workload of this CA's trust domain."""
+
+    reason = "client_certificate_foreign"
 
 
 class CallerUnknown(CaError):

@@ -9,19 +9,21 @@ from typing import Any
 import trio
 import trio.abc
 
-from ca.authenticate import Authenticator, TokenAuthenticator
+from ca.audit import AuditLog
 from ca.authority import Authority
 from ca.config import CaConfig
-from ca.jwks import TokenKey, parse_jwks
+from ca.decisions import Decisions
+from ca.issuers import authenticator_chain, remote_issuers
 from ca.material import ROOT_CERT, Material, load_or_create
+from ca.metrics import CONTENT_TYPE
+from ca.rate_limit import RateLimiter
 from ca.service import CertificateService
 from ca.serving import ServingCertificate
-from ca.tokens import TrustedIssuer, own_issuer
 from mesh.address import Address
 from mesh.clock import Now, system_now
 from mesh.errors import ConfigError
-from mesh.files import read_file
 from mesh.grpc import Accept, Limits, Peer, Service, serve_grpc
+from mesh.http_endpoint import Page, serve_pages
 from mesh.log import get_logger
 from mesh.tls_stream import TlsStream
 
@@ -34,9 +36,10 @@ memory: a CSR has at most 64 KiB (MAX_CSR_BYTES), and real ones one."""
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Running:
-    """A CA that accepts connections at `addresses`."""
+    """A CA that accepts connections at `addresses`, and scrapes at `metrics` if it was told to."""
 
     addresses: tuple[Address, ...]
+    metrics: Address | None = None
 
 
 async def serve(
@@ -46,18 +49,26 @@ async def serve(
     task_status: trio.TaskStatus[Running] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Run the CA until cancelled. Raises ConfigError if it cannot start."""
-    keys = await _read_jwks(config)
+    issuers = await remote_issuers(config, now())
     material = await _load_material(config, now)
     authority = Authority(signer=material.signer, roots=material.roots, limits=config.ttl_limits)
-    authenticators = _authenticators(config, material, keys)
+    authenticators = authenticator_chain(config, material.token_key, issuers)
+    decisions = Decisions(audit=AuditLog(config.state_dir))
     service = Service()
-    CertificateService(authority=authority, authenticators=authenticators, now=now).register(
-        service
-    )
+    CertificateService(
+        authority=lambda: authority,
+        authenticators=authenticators,
+        now=now,
+        limiter=RateLimiter(config.rate_limit, config.identity_rate_limit, now()),
+        decisions=decisions,
+    ).register(service)
     serving = ServingCertificate(authority, config.identity, config.server_names, now)
     listeners = await _listen(config.listen)
-    running = Running(addresses=tuple(_address(at.socket.getsockname()) for at in listeners))
     async with trio.open_nursery() as nursery:
+        running = Running(
+            addresses=tuple(_address(at.socket.getsockname()) for at in listeners),
+            metrics=await _serve_metrics(config, nursery, decisions, authority, now),
+        )
         nursery.start_soon(serving.keep_renewing)
         await nursery.start(
             partial(serve_grpc, service, listeners, accept=_tls_accept(serving), limits=LIMITS)
@@ -84,25 +95,24 @@ async def _load_material(config: CaConfig, now: Now) -> Material:
     return material
 
 
-async def _read_jwks(config: CaConfig) -> tuple[TokenKey, ...]:
-    if config.jwks is None:
-        return ()
-    data = await trio.to_thread.run_sync(read_file, config.jwks, "key set")
-    return parse_jwks(data, str(config.jwks))
+async def _serve_metrics(
+    config: CaConfig,
+    nursery: trio.Nursery,
+    decisions: Decisions,
+    authority: Authority,
+    now: Now,
+) -> Address | None:
+    if config.metrics_listen is None:
+        return None
 
+    def metrics() -> Page:
+        chain = (authority.signer.certificate, *authority.intermediates)
+        text = decisions.metrics.exposition(authority.roots.authorities, chain, now())
+        return Page(body=text.encode("ascii"), content_type=CONTENT_TYPE)
 
-def _authenticators(
-    config: CaConfig, material: Material, keys: tuple[TokenKey, ...]
-) -> tuple[Authenticator, ...]:
-    """Return the ways to prove an identity, in the order they are tried."""
-    audiences = frozenset(config.token_audiences)
-    issuers = {"own-token": own_issuer(material.token_key.public_key(), audiences)}
-    if keys:
-        issuers["jwks"] = TrustedIssuer(keys=keys, issuer=config.jwks_issuer, audiences=audiences)
-    return tuple(
-        TokenAuthenticator(name=name, issuer=issuer, trust_domain=config.trust_domain)
-        for name, issuer in issuers.items()
-    )
+    listeners = await _listen(config.metrics_listen)
+    await nursery.start(serve_pages, {"/metrics": metrics}, listeners)
+    return _address(listeners[0].socket.getsockname())
 
 
 async def _listen(address: Address) -> list[trio.SocketListener]:

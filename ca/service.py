@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 
 from google.protobuf.struct_pb2 import Value
 
 from ca.authenticate import Authenticator, Caller, Presented, identify
-from ca.authority import Authority, Issued
-from ca.errors import CallerUnknown, Fault, SigningError
+from ca.authority import Authority
+from ca.decisions import Decisions
+from ca.errors import AuthenticationError, CallerUnknown, Fault, RateLimited, SigningError
+from ca.rate_limit import RateLimiter
 from mesh.api import CREATE_CERTIFICATE
 from mesh.clock import Now
 from mesh.grpc import GrpcError, ServerCall, Service, Status
-from mesh.log import get_logger
 from mesh.protos.istio_ca_pb2 import IstioCertificateRequest, IstioCertificateResponse
 
 IMPERSONATED_IDENTITY = "ImpersonatedIdentity"
@@ -22,14 +24,14 @@ NOT_AUTHENTICATED = "request authenticate failure"
 NOT_IMPERSONATED = "request impersonation authentication failure"
 """Istio's words, and nothing more: why is for the log."""
 
+TOO_OFTEN = "too many requests"
+
 _STATUS = {
     Fault.CSR: Status.INVALID_ARGUMENT,
     Fault.TTL: Status.INVALID_ARGUMENT,
     Fault.NOT_READY: Status.INTERNAL,
     Fault.GENERATION: Status.INTERNAL,
 }
-
-_log = get_logger("ca")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,9 +42,11 @@ class CertificateService:
     run beside the loop while it lasts.
     """
 
-    authority: Authority
+    authority: Callable[[], Authority]
     authenticators: tuple[Authenticator, ...]
     now: Now
+    limiter: RateLimiter | None = None
+    decisions: Decisions = field(default_factory=Decisions)
 
     def register(self, service: Service) -> None:
         """Add the method to a gRPC service."""
@@ -51,69 +55,75 @@ class CertificateService:
     async def create_certificate(
         self, request: IstioCertificateRequest, call: ServerCall
     ) -> IstioCertificateResponse:
-        """Issue a certificate for whoever calls. Raises GrpcError; one log line either way."""
+        """Issue a certificate for whoever calls. Raises GrpcError. Every decision is recorded."""
+        self.decisions.asked()
         caller = await self._identify(call)
-        _refuse_impersonation(request, caller, call)
-        issued = self._sign(request, caller, call)
-        _log.info(
-            "certificate issued",
-            identity=str(issued.identity),
-            authenticator=caller.authenticator,
-            serial=f"{issued.certificate.serial_number:x}",
-            not_after=issued.certificate.not_valid_after_utc.isoformat(),
-            peer=call.peer.address,
-        )
+        self._refuse_impersonation(request, caller, call)
+        self._limit(caller, call)
+        try:
+            issued = self.authority().sign(
+                caller, request.csr.encode(), request.validity_duration, self.now()
+            )
+            await self._spend(caller, call)
+            self.decisions.issued(issued, caller, call.peer.address, self.now())
+        except SigningError as error:
+            self.decisions.refused(error, caller, call.peer.address, self.now())
+            raise GrpcError(_STATUS[error.fault], _signing_message(error)) from error
         return IstioCertificateResponse(cert_chain=issued.elements)
 
     async def _identify(self, call: ServerCall) -> Caller:
-        presented = Presented(authorization=call.metadata.get_all("authorization"))
+        presented = Presented(
+            authorization=call.metadata.get_all("authorization"),
+            chain=() if call.peer.tls is None else call.peer.tls.peer_chain,
+        )
         try:
             return await identify(self.authenticators, presented, self.now())
         except CallerUnknown as error:
-            _log.warning(
-                "caller refused",
-                reason=error.reason,
-                why={name: f"{failure.reason}: {failure}" for name, failure in error.failures},
-                peer=call.peer.address,
-            )
-            raise GrpcError(Status.UNAUTHENTICATED, NOT_AUTHENTICATED) from error
+            raise self._not_authenticated(error, call) from error
 
-    def _sign(self, request: IstioCertificateRequest, caller: Caller, call: ServerCall) -> Issued:
+    def _refuse_impersonation(
+        self, request: IstioCertificateRequest, caller: Caller, call: ServerCall
+    ) -> None:
+        """Refuse a request made in another's name: nobody is trusted to make one."""
+        asked_for = _impersonated(request)
+        if asked_for is not None:
+            self.decisions.impersonation(asked_for, caller, call.peer.address, self.now())
+            raise GrpcError(Status.UNAUTHENTICATED, NOT_IMPERSONATED)
+
+    def _limit(self, caller: Caller, call: ServerCall) -> None:
+        if self.limiter is None:
+            return
         try:
-            return self.authority.sign(
-                caller, request.csr.encode(), request.validity_duration, self.now()
-            )
-        except SigningError as error:
-            _log.warning(
-                "certificate refused",
-                identity=str(caller.identity),
-                authenticator=caller.authenticator,
-                reason=error.reason,
-                why=str(error),
-                peer=call.peer.address,
-            )
-            raise GrpcError(_STATUS[error.fault], _signing_message(error)) from error
+            self.limiter.check(caller.identity, self.now())
+        except RateLimited as error:
+            self.decisions.limited(error, caller, call.peer.address, self.now())
+            raise GrpcError(Status.RESOURCE_EXHAUSTED, TOO_OFTEN) from error
+
+    async def _spend(self, caller: Caller, call: ServerCall) -> None:
+        """Use up a credential that works once, now that there is something to give for it."""
+        if caller.spend is None:
+            return
+        try:
+            await caller.spend()
+        except AuthenticationError as error:
+            unknown = CallerUnknown([(caller.authenticator, error)])
+            raise self._not_authenticated(unknown, call) from error
+
+    def _not_authenticated(self, error: CallerUnknown, call: ServerCall) -> GrpcError:
+        """Record why, authenticator by authenticator, and return what the caller may know."""
+        self.decisions.not_authenticated(error, call.peer.address, self.now())
+        return GrpcError(Status.UNAUTHENTICATED, NOT_AUTHENTICATED)
 
 
-def _refuse_impersonation(
-    request: IstioCertificateRequest, caller: Caller, call: ServerCall
-) -> None:
-    """Refuse a request made in another's name: nobody is trusted to make one."""
+def _impersonated(request: IstioCertificateRequest) -> str | None:
+    """Return whose certificate is asked for in that one's name, None if it is the caller's own."""
     fields = request.metadata.fields
     if IMPERSONATED_IDENTITY not in fields:
-        return
+        return None
     value = fields[IMPERSONATED_IDENTITY]
     if value.WhichOneof("kind") in {None, "null_value"} or value == Value(string_value=""):
-        return
-    _log.warning(
-        "impersonation refused",
-        identity=str(caller.identity),
-        authenticator=caller.authenticator,
-        reason="impersonation_refused",
-        asked_for=value.string_value[:200],
-        peer=call.peer.address,
-    )
-    raise GrpcError(Status.UNAUTHENTICATED, NOT_IMPERSONATED)
+        return None
+    return value.string_value
 
 
 def _signing_message(error: SigningError) -> str:

@@ -38,6 +38,9 @@ from mesh.spiffe import ServiceAccount
 OWN_ISSUER = "remora-ca"
 """The `iss` of the tokens that the CA makes itself."""
 
+JOIN_ISSUER = "remora-ca/join"
+"""The `iss` of one-time tokens: another one, so that they are never taken for reusable ones."""
+
 OWN_ALGORITHM = "ES256"
 
 MAX_TOKEN_BYTES = 16 * 1024
@@ -81,24 +84,53 @@ def create_token(
     now: datetime,
 ) -> str:
     """Sign a token that says its bearer is `account`, until `now` + `ttl`."""
+    return _sign(key, OWN_ISSUER, account, audience=audience, ttl=ttl, now=now)
+
+
+def create_join_token(
+    key: ec.EllipticCurvePrivateKey,
+    account: ServiceAccount,
+    *,
+    token_id: str,
+    audience: str,
+    ttl: timedelta,
+    now: datetime,
+) -> str:
+    """Sign a token that works once; the CA knows by `token_id` whether it was used."""
+    return _sign(key, JOIN_ISSUER, account, audience=audience, ttl=ttl, now=now, jti=token_id)
+
+
+def _sign(
+    key: ec.EllipticCurvePrivateKey,
+    issuer: str,
+    account: ServiceAccount,
+    *,
+    audience: str,
+    ttl: timedelta,
+    now: datetime,
+    **more: str,
+) -> str:
     issued = int(now.timestamp())
     claims = {
-        "iss": OWN_ISSUER,
+        "iss": issuer,
         "sub": ":".join([*SUBJECT_PREFIX, account.namespace, account.name]),
         "aud": [audience],
         "iat": issued,
         "nbf": issued,
         "exp": issued + int(ttl.total_seconds()),
+        **more,
     }
     headers = {"kid": key_id(key.public_key())}
     return jwt.encode(claims, key, algorithm=OWN_ALGORITHM, headers=headers)
 
 
-def own_issuer(key: ec.EllipticCurvePublicKey, audiences: Iterable[str]) -> TrustedIssuer:
-    """Trust the tokens that `create_token` makes with the private half of `key`."""
+def own_issuer(
+    key: ec.EllipticCurvePublicKey, audiences: Iterable[str], issuer: str = OWN_ISSUER
+) -> TrustedIssuer:
+    """Trust the tokens made here with the private half of `key`; JOIN_ISSUER for one-time ones."""
     return TrustedIssuer(
         keys=(token_key(key, key_id(key), OWN_ALGORITHM),),
-        issuer=OWN_ISSUER,
+        issuer=issuer,
         audiences=frozenset(audiences),
     )
 
@@ -117,13 +149,28 @@ def verify_token(untrusted: str, trusted: TrustedIssuer, now: datetime) -> Servi
     In order: size, form, algorithm, key, signature; then iss, exp, nbf, aud, sub.
     Raises AuthenticationError leaves; nothing else.
     """
+    return parse_subject(_text(_proven_claims(untrusted, trusted, now), "sub"))
+
+
+def verify_join_token(
+    untrusted: str, trusted: TrustedIssuer, now: datetime
+) -> tuple[ServiceAccount, str]:
+    """Return account and token ID of a one-time token; whether it was used is not known here.
+
+    Otherwise as `verify_token`.
+    """
+    claims = _proven_claims(untrusted, trusted, now)
+    return parse_subject(_text(claims, "sub")), _text(claims, "jti")
+
+
+def _proven_claims(untrusted: str, trusted: TrustedIssuer, now: datetime) -> dict[str, Any]:
     algorithm, kid = _read_header(untrusted)
     key = _find_key(trusted.keys, algorithm, kid)
     claims = _read_claims(_verified_payload(untrusted, key, algorithm))
     _check_issuer(claims, trusted.issuer)
     _check_time(claims, now)
     _check_audience(claims, trusted.audiences)
-    return parse_subject(_text(claims, "sub"))
+    return claims
 
 
 def parse_subject(subject: str) -> ServiceAccount:

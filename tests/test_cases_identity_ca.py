@@ -28,7 +28,7 @@ from ca.service import CertificateService
 from ca.template import Signer
 from ca.tokens import TrustedIssuer
 from mesh.bundle import TrustBundle
-from mesh.grpc import GrpcError, ServerCall
+from mesh.grpc import GrpcError, Peer, ServerCall
 from mesh.protos.istio_ca_pb2 import IstioCertificateRequest
 from mesh.spiffe import InvalidSpiffeId, SpiffeId, TrustDomain
 from mesh.svid import parse_certificates_pem
@@ -132,7 +132,9 @@ async def test_csr(case: Case) -> None:
     domain = TrustDomain("cluster.local") if caller is None else caller.identity.trust_domain
     authority = make_ca(settings, TrustDomain(settings.get("trust_domain", str(domain))))
     known: Authenticator = Known(caller)
-    service = CertificateService(authority=authority, authenticators=(known,), now=lambda: NOW)
+    service = CertificateService(
+        authority=lambda: authority, authenticators=(known,), now=lambda: NOW
+    )
     request = IstioCertificateRequest(
         csr=make_csr(case["csr"]).decode(), validity_duration=case.get("ttl", 3600)
     )
@@ -159,7 +161,7 @@ def no_call() -> ServerCall:
     """A call without metadata, as far as the service looks at it."""
     call = SimpleNamespace(
         metadata=SimpleNamespace(get_all=lambda _name: []),
-        peer=SimpleNamespace(address="127.0.0.1:1"),
+        peer=Peer(address="127.0.0.1:1"),
     )
     return cast("ServerCall", call)
 

@@ -32,13 +32,28 @@ def serve(  # noqa: PLR0913 - one parameter per flag
         str, typer.Option(metavar="TTL", help="What may be asked for.")
     ] = "2160h",
     jwks: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Keys of one more token issuer.")
+        str | None, typer.Option(metavar="FILE|URL", help="Keys of one more token issuer.")
     ] = None,
     jwks_issuer: Annotated[
         str | None, typer.Option(metavar="ISS", help="What its tokens must name as iss.")
     ] = None,
+    oidc_issuer: Annotated[
+        str | None, typer.Option(metavar="URL", help="One more, by OpenID Connect Discovery.")
+    ] = None,
+    issuer_ca: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Roots of the issuers' own servers.")
+    ] = None,
     token_audience: Annotated[
         list[str] | None, typer.Option(metavar="AUD", help="Instead of istio-ca. Repeatable.")
+    ] = None,
+    rate_limit: Annotated[
+        float, typer.Option(metavar="N", help="Certificates a second; 0: any number.")
+    ] = 5000,
+    identity_rate_limit: Annotated[
+        float, typer.Option(metavar="N", help="The same, for one identity.")
+    ] = 20,
+    metrics_listen: Annotated[
+        str | None, typer.Option(metavar="HOST:PORT", help="Serve /metrics there.")
     ] = None,
     log_format: LogFormatOption = LogFormat.TEXT,
     log_level: LogLevelOption = LogLevel.INFO,
@@ -47,15 +62,17 @@ def serve(  # noqa: PLR0913 - one parameter per flag
 
     The first start makes keys and root in DIR. Agents need DIR/root-cert.pem
     to trust the CA, and a token: from `remora token create`, or from the
-    issuer whose JSON Web Key Set is given with --jwks.
+    issuers given with --jwks and --oidc-issuer.
     """
-    from ca.config import CaConfig, parse_trust_domain
+    from ca.config import CaConfig, parse_rate, parse_trust_domain, split_jwks
+    from ca.rate_limit import DEFAULT_PER_IDENTITY, DEFAULT_TOTAL
     from ca.server import serve as serve_ca
     from mesh.address import Address
     from mesh.api import TOKEN_AUDIENCE
     from mesh.duration import parse_duration
     from remora.program import run_program
 
+    jwks_file, jwks_url = split_jwks(jwks)
     config = CaConfig(
         state_dir=state_dir,
         listen=Address.parse(listen),
@@ -63,9 +80,17 @@ def serve(  # noqa: PLR0913 - one parameter per flag
         dns_names=tuple(dns_name or ()),
         default_ttl=parse_duration(workload_cert_ttl),
         max_ttl=parse_duration(max_workload_cert_ttl),
-        jwks=jwks,
+        jwks=jwks_file,
+        jwks_url=jwks_url,
         jwks_issuer=jwks_issuer,
+        oidc_issuer=oidc_issuer,
+        issuer_ca=issuer_ca,
         token_audiences=tuple(token_audience or (TOKEN_AUDIENCE,)),
+        metrics_listen=None if metrics_listen is None else Address.parse(metrics_listen),
+        rate_limit=parse_rate("--rate-limit", rate_limit, DEFAULT_TOTAL),
+        identity_rate_limit=parse_rate(
+            "--identity-rate-limit", identity_rate_limit, DEFAULT_PER_IDENTITY
+        ),
     )
     configure_logging(log_format, log_level)
     run_program(functools.partial(serve_ca, config))

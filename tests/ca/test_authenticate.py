@@ -8,16 +8,23 @@ import pytest
 from ca.authenticate import (
     Authenticator,
     Caller,
+    CertificateAuthenticator,
     Presented,
     TokenAuthenticator,
     bearer_token,
     identify,
 )
-from ca.errors import CallerUnknown, NoCredential, TokenExpired
+from ca.errors import (
+    CallerUnknown,
+    CertificateExpired,
+    CertificateForeign,
+    NoCredential,
+    TokenExpired,
+)
 from ca.tokens import create_token, own_issuer
 from mesh.spiffe import ServiceAccount
 from tests.ca.workshop import CLUSTER, WEB, WEB_CALLER
-from tests.pki import NOW, new_key
+from tests.pki import NOW, Leaf, make_root, new_key
 
 KEY = new_key()
 BY_TOKEN = TokenAuthenticator(
@@ -111,3 +118,38 @@ async def test_when_nobody_knows_every_reason_is_kept_for_the_log() -> None:
 async def test_without_authenticators_nobody_is_known() -> None:
     with pytest.raises(CallerUnknown):
         await identify([], Presented(authorization=[f"Bearer {token()}"]), NOW)
+
+
+BY_CERTIFICATE = CertificateAuthenticator(trust_domain=CLUSTER)
+
+
+async def test_a_verified_certificate_names_its_caller_until_it_ends() -> None:
+    svid = make_root().issue(str(WEB), "web.test")
+    presented = Presented(chain=svid.chain)
+    caller = await BY_CERTIFICATE.authenticate(presented, svid.not_after)
+    assert caller == Caller(identity=WEB, authenticator="client-certificate")
+    with pytest.raises(CertificateExpired):
+        await BY_CERTIFICATE.authenticate(presented, svid.not_after + timedelta(seconds=1))
+
+
+@pytest.mark.parametrize(
+    "sans",
+    [
+        pytest.param([], id="none"),
+        pytest.param(["web.test"], id="dns-only"),
+        pytest.param([str(WEB), str(WEB)], id="twice"),
+        pytest.param([str(WEB), "https://web.test"], id="another-uri"),
+        pytest.param(["spiffe://cluster.local"], id="trust-domain"),
+        pytest.param(["spiffe://cluster.local.evil/ns/foo/sa/web"], id="other-trust-domain"),
+        pytest.param(["spiffe://cluster.local/ns/foo/sa/web\n"], id="newline"),
+    ],
+)
+async def test_a_certificate_that_does_not_name_exactly_one_of_ours(sans: list[str]) -> None:
+    leaf = make_root().sign(Leaf(sans=sans))
+    with pytest.raises(CertificateForeign):
+        await BY_CERTIFICATE.authenticate(Presented(chain=[leaf]), NOW)
+
+
+async def test_without_a_certificate_there_is_nothing_to_go_by() -> None:
+    with pytest.raises(NoCredential):
+        await BY_CERTIFICATE.authenticate(Presented(authorization=["Bearer x"]), NOW)

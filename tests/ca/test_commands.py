@@ -15,8 +15,9 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
+from ca.join_tokens import JOIN_TOKENS
 from ca.material import ROOT_CERT, TOKEN_KEY, load_or_create, load_token_key
-from ca.tokens import own_issuer, verify_token
+from ca.tokens import JOIN_ISSUER, own_issuer, verify_join_token, verify_token
 from mesh.errors import ConfigError
 from mesh.spiffe import ServiceAccount
 from remora.commands import ca, token
@@ -72,6 +73,15 @@ def test_life_and_audience_of_a_token_may_be_chosen(state: Path) -> None:
     verify_token(printed.strip(), trusted, real_now() + timedelta(hours=23))
 
 
+def test_a_join_token_is_another_kind_of_token_and_is_remembered(state: Path) -> None:
+    printed = run("token", "create", "--join", "--state-dir", state, "--service-account", "foo/web")
+    key = load_token_key(state).public_key()
+    trusted = own_issuer(key, ["istio-ca"], JOIN_ISSUER)
+    account, token_id = verify_join_token(printed.strip(), trusted, real_now())
+    assert account == ServiceAccount("foo", "web")
+    assert [path.name for path in (state / JOIN_TOKENS).iterdir()] == [token_id]
+
+
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
@@ -103,6 +113,9 @@ def test_a_token_before_the_ca_was_started_says_what_to_do(tmp_path: Path) -> No
         pytest.param(["--max-workload-cert-ttl", "1h"], "longer than", id="max-ttl"),
         pytest.param(["--dns-name", "a b"], "--dns-name", id="dns-name"),
         pytest.param(["--jwks-issuer", "x"], "--jwks", id="issuer-alone"),
+        pytest.param(["--jwks", "http://keys.test/"], "https://", id="jwks-plain"),
+        pytest.param(["--oidc-issuer", "http://keys.test/"], "https://", id="oidc-plain"),
+        pytest.param(["--issuer-ca", "x"], "--oidc-issuer", id="issuer-ca-alone"),
         pytest.param(["--token-audience", ""], "--token-audience", id="audience"),
     ],
 )

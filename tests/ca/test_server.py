@@ -10,15 +10,20 @@ from pathlib import Path
 from typing import Any
 
 import grpc
+import httpx2
 import pytest
 import trio
 from jwt.algorithms import RSAAlgorithm
 from structlog.testing import capture_logs
 
+from ca.audit import AUDIT_LOG
 from ca.config import CaConfig
+from ca.join_tokens import JoinTokens
 from ca.material import ROOT_CERT, load_token_key
+from ca.oidc import DISCOVERY_PATH
+from ca.rate_limit import Rate
 from ca.server import Running, serve
-from ca.tokens import create_token
+from ca.tokens import create_join_token, create_token
 from mesh.address import Address
 from mesh.api import CREATE_CERTIFICATE
 from mesh.bundle import TrustBundle
@@ -30,6 +35,8 @@ from mesh.svid import X509Svid, parse_certificates_pem
 from mesh.tls import client_context
 from mesh.tls_stream import TlsStream
 from mesh.verify import verify_chain
+from tests.ca.test_oidc import KEYS
+from tests.ca.test_oidc import serving as issuer_server
 from tests.ca.workshop import CLUSTER, WEB, claims, csr_pem, rsa_key, sign_token
 from tests.pki import make_root, new_key, real_now, svid_pem
 
@@ -59,6 +66,17 @@ class Ca:
         key = load_token_key(self.config.state_dir)
         account = ServiceAccount("foo", "web")
         return create_token(key, account, audience=audience, ttl=ttl, now=real_now())
+
+    def join_token(self, ttl: timedelta = timedelta(hours=1)) -> str:
+        state, now = self.config.state_dir, real_now()
+        return create_join_token(
+            load_token_key(state),
+            ServiceAccount("foo", "web"),
+            token_id=JoinTokens(state).add(now + ttl),
+            audience="istio-ca",
+            ttl=ttl,
+            now=now,
+        )
 
 
 def make_config(tmp_path: Path, **changes: Any) -> CaConfig:
@@ -178,14 +196,53 @@ async def test_a_client_that_trusts_another_root_does_not_send_its_token(ca: Ca)
     assert not [line for line in logs if line["event"] == "certificate issued"]
 
 
-async def test_a_client_certificate_alone_is_no_way_in_yet(ca: Ca) -> None:
-    """It is verified where it is shown; an authenticator that reads it comes later."""
+async def joined(ca: Ca, token: str) -> X509Svid:
+    """Get a certificate as a machine does that has nothing but a token."""
     key = new_key()
-    answer = await ask(ca, request(csr_pem(key)), bearer(ca.token()))
-    svid = X509Svid(id=WEB, chain=parse_certificates_pem(answer.cert_chain[0].encode()), key=key)
-    code, _ = await refused(ca, request(), svid=svid)
-    assert code == "UNAUTHENTICATED"
-    check(ca, await ask(ca, request(), bearer(ca.token()), svid=svid))
+    answer = await ask(ca, request(csr_pem(key)), bearer(token))
+    return X509Svid(id=WEB, chain=parse_certificates_pem(answer.cert_chain[0].encode()), key=key)
+
+
+async def test_a_certificate_is_renewed_with_itself(ca: Ca) -> None:
+    svid = await joined(ca, ca.token())
+    with capture_logs() as logs:
+        check(ca, await ask(ca, request(), svid=svid))
+    assert logs[-1]["authenticator"] == "client-certificate"
+    check(ca, await ask(ca, request(), bearer("junk"), svid=svid))
+
+
+async def test_a_join_token_gives_one_certificate_which_then_renews_itself(ca: Ca) -> None:
+    token = ca.join_token()
+    code, _ = await refused(ca, request(b"not PEM"), bearer(token))
+    assert code == "INVALID_ARGUMENT", "and the token is as good as before"
+    svid = await joined(ca, token)
+    assert await refused(ca, request(), bearer(token)) == (
+        "UNAUTHENTICATED",
+        "request authenticate failure",
+    )
+    check(ca, await ask(ca, request(), bearer(token), svid=svid))
+
+
+async def test_of_many_who_come_with_one_join_token_to_two_cas_one_gets_a_certificate(
+    tmp_path: Path,
+) -> None:
+    outcomes: list[bool] = []
+
+    async def join(ca: Ca, token: str) -> None:
+        try:
+            check(ca, await ask(ca, request(), bearer(token)))
+        except grpc.RpcError:
+            outcomes.append(False)
+        else:
+            outcomes.append(True)
+
+    config = make_config(tmp_path)
+    async with running_ca(config) as first, running_ca(config) as second:
+        token = first.join_token()
+        async with trio.open_nursery() as nursery:
+            for ca in (first, second) * 5:
+                nursery.start_soon(join, ca, token)
+    assert sorted(outcomes) == [False] * 9 + [True]
 
 
 async def test_a_client_certificate_of_another_ca_is_refused_though_the_token_is_good(
@@ -208,6 +265,80 @@ async def test_tokens_of_a_configured_issuer_are_believed(tmp_path: Path) -> Non
         other = sign_token(claims(exp=exp, iss="https://other.test"), rsa_key(), kid="k")
         code, _ = await refused(ca, request(), bearer(other))
         assert code == "UNAUTHENTICATED"
+
+
+async def test_an_issuer_is_discovered_over_https_and_its_new_keys_too(tmp_path: Path) -> None:
+    exp = int(real_now().timestamp()) + 60
+    with issuer_server(tmp_path) as issuer:
+        document = {"issuer": issuer.url, "jwks_uri": f"{issuer.url}/keys"}
+        issuer.pages |= {DISCOVERY_PATH: document, "/keys": KEYS}
+        config = make_config(
+            tmp_path, oidc_issuer=issuer.url, issuer_ca=tmp_path / "issuer-root.pem"
+        )
+        async with running_ca(config) as ca:
+            good = sign_token(claims(exp=exp, iss=issuer.url), rsa_key(), kid="k")
+            check(ca, await ask(ca, request(), bearer(good)))
+            other = sign_token(claims(exp=exp), rsa_key(), kid="k")
+            code, _ = await refused(ca, request(), bearer(other))
+            assert code == "UNAUTHENTICATED"
+
+
+async def scrape(ca: Ca) -> str:
+    async with httpx2.AsyncClient(trust_env=False) as client:
+        return (await client.get(f"http://{ca.running.metrics}/metrics")).text
+
+
+async def test_every_decision_is_in_the_audit_log_and_in_the_metrics(tmp_path: Path) -> None:
+    config = make_config(tmp_path, metrics_listen=ANY_PORT)
+    async with running_ca(config) as ca:
+        good = bearer(ca.token())
+        answer = await ask(ca, request(), good)
+        await refused(ca, request(), bearer("junk"))
+        await refused(ca, request(b"junk"), good)
+        await refused(ca, request(ttl=10**9), good)
+        text = await scrape(ca)
+    (leaf,) = parse_certificates_pem(answer.cert_chain[0].encode())
+    lines = [json.loads(line) for line in (config.state_dir / AUDIT_LOG).read_text().splitlines()]
+    assert [(line["event"], line.get("reason")) for line in lines] == [
+        ("issued", None),
+        ("caller_refused", "caller_unknown"),
+        ("certificate_refused", "csr_unreadable"),
+        ("certificate_refused", "ttl_too_long"),
+    ]
+    assert lines[0]["serial"] == f"{leaf.serial_number:x}"
+    assert lines[0]["not_after"] == leaf.not_valid_after_utc.isoformat()
+    assert (lines[0]["identity"], lines[0]["authenticator"]) == (str(WEB), "own-token")
+    assert lines[1]["why"]["own-token"].startswith("token_malformed: ")
+    for sample in (
+        "csr_count 4",
+        "success_cert_issuance_count 1",
+        "authentication_failure_count 1",
+        'csr_sign_err_count{error="TTL_ERROR"} 1',
+        "csr_parsing_err_count 1",
+    ):
+        assert f"citadel_server_{sample}\n" in text
+
+
+async def test_no_certificate_leaves_without_its_line(tmp_path: Path) -> None:
+    config = make_config(tmp_path)
+    async with running_ca(config) as ca:
+        token = ca.join_token()
+        log = config.state_dir / AUDIT_LOG
+        log.unlink()
+        log.mkdir()
+        code, details = await refused(ca, request(), bearer(ca.token()))
+        assert (code, details) == ("INTERNAL", "CSR signing error (CA_NOT_READY)")
+        log.rmdir()
+        check(ca, await ask(ca, request(), bearer(token)))
+
+
+async def test_an_identity_that_asks_too_often_is_told_to_wait(tmp_path: Path) -> None:
+    config = make_config(tmp_path, identity_rate_limit=Rate(per_second=0.01, burst=2))
+    async with running_ca(config) as ca:
+        good = bearer(ca.token())
+        for _ in range(2):
+            check(ca, await ask(ca, request(), good))
+        assert await refused(ca, request(), good) == ("RESOURCE_EXHAUSTED", "too many requests")
 
 
 async def test_a_restart_keeps_root_and_tokens(tmp_path: Path) -> None:

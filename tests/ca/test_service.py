@@ -12,7 +12,7 @@ from ca.authenticate import TokenAuthenticator
 from ca.jwks import token_key
 from ca.service import CertificateService
 from ca.tokens import TrustedIssuer, create_token, own_issuer
-from mesh.grpc import GrpcError, ServerCall, Status
+from mesh.grpc import GrpcError, Peer, ServerCall, Status
 from mesh.protos.istio_ca_pb2 import IstioCertificateRequest, IstioCertificateResponse
 from mesh.spiffe import ServiceAccount
 from mesh.svid import leaf_id, parse_certificates_pem
@@ -20,8 +20,9 @@ from tests.ca.workshop import CLUSTER, WEB, claims, csr_pem, make_authority, rsa
 from tests.pki import NOW, new_key
 
 KEY = new_key()
+AUTHORITY = make_authority()
 SERVICE = CertificateService(
-    authority=make_authority(),
+    authority=lambda: AUTHORITY,
     authenticators=(
         TokenAuthenticator(
             name="own-token",
@@ -59,7 +60,7 @@ async def ask(
     values = bearer(own_token()) if authorization is None else authorization
     call = SimpleNamespace(
         metadata=SimpleNamespace(get_all={"authorization": values}.__getitem__),
-        peer=SimpleNamespace(address="10.0.0.9:4711"),
+        peer=Peer(address="10.0.0.9:4711"),
     )
     return await service.create_certificate(request, cast("ServerCall", call))
 
@@ -188,7 +189,7 @@ async def test_too_long_a_life_is_an_invalid_argument() -> None:
 async def test_what_is_wrong_with_the_ca_is_not_told() -> None:
     short = make_authority(life=timedelta(seconds=1))
     service = CertificateService(
-        authority=short,
+        authority=lambda: short,
         authenticators=SERVICE.authenticators,
         now=lambda: NOW + timedelta(seconds=2),
     )
