@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 from mesh.grpc import Method
-from mesh.protos.discovery_pb2 import DiscoveryRequest, DiscoveryResponse
+from mesh.protos.discovery_pb2 import (
+    DeltaDiscoveryRequest,
+    DeltaDiscoveryResponse,
+    DiscoveryRequest,
+    DiscoveryResponse,
+)
 from mesh.protos.istio_ca_pb2 import IstioCertificateRequest, IstioCertificateResponse
 
 CA_PORT = 15012
@@ -22,6 +27,9 @@ MESH_ALPN = b"istio"
 """What a sidecar offers for TCP. `istio-peer-exchange` is left out on purpose: whoever negotiates
 it must first exchange metadata inside the connection."""
 
+IMPERSONATED_IDENTITY = "ImpersonatedIdentity"
+"""Istio: the request metadata by which a node asks for one of its workloads' certificates."""
+
 CREATE_CERTIFICATE = Method(
     "/istio.v1.auth.IstioCertificateService/CreateCertificate",
     IstioCertificateRequest,
@@ -34,6 +42,18 @@ STREAM_SECRETS = Method(
     DiscoveryResponse,
 )
 
+DELTA_SECRETS = Method(
+    "/envoy.service.secret.v3.SecretDiscoveryService/DeltaSecrets",
+    DeltaDiscoveryRequest,
+    DeltaDiscoveryResponse,
+)
+
+FETCH_SECRETS = Method(
+    "/envoy.service.secret.v3.SecretDiscoveryService/FetchSecrets",
+    DiscoveryRequest,
+    DiscoveryResponse,
+)
+
 SECRET_TYPE_URL = "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.Secret"  # noqa: S105
 """The type of an SDS resource inside a DiscoveryResponse."""
 
@@ -42,3 +62,6 @@ SVID_RESOURCE = "default"
 
 BUNDLE_RESOURCE = "ROOTCA"
 """SDS: the roots to validate peers with."""
+
+ALL_BUNDLES_RESOURCE = "ALL"
+"""SDS: the roots of every trust domain, each for its own (SPIRE; Envoy's SPIFFE validator)."""
