@@ -8,7 +8,9 @@ what has gone stale meanwhile, and an idle agent would cost the CA a connection.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
 from ipaddress import ip_address
+from pathlib import Path
 from random import Random
 
 import trio
@@ -27,7 +29,7 @@ from agent.errors import (
     TokenUnusable,
 )
 from agent.schedule import INNER_BACKOFF
-from mesh.api import CREATE_CERTIFICATE
+from mesh.api import CREATE_CERTIFICATE, IMPERSONATED_IDENTITY
 from mesh.clock import Now
 from mesh.dialing import why_not_connected
 from mesh.errors import ConfigError
@@ -77,23 +79,47 @@ async def dial_tcp(address: CaAddress) -> trio.abc.Stream:
     return await trio.open_tcp_stream(address.host, address.port)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Credential:
+    """By which token a certificate is asked for.
+
+    With `acting_for` the token is the node's own, and the CA must trust the node to act for the
+    workloads that run on it (Istio: CA_TRUSTED_NODE_ACCOUNTS).
+    """
+
+    token_file: Path
+    acting_for: SpiffeId | None = None
+
+
 class CaClient:
-    """One CA, as the agent sees it. It holds no connection between calls."""
+    """One CA, as the agent sees it. It holds no connection between calls.
+
+    `requests` bounds how many clients ask at once.
+    """
 
     def __init__(
-        self, config: AgentConfig, *, now: Now, random: Random, dial: Dial = dial_tcp
+        self,
+        config: AgentConfig,
+        *,
+        now: Now,
+        random: Random,
+        dial: Dial = dial_tcp,
+        credential: Credential | None = None,
+        requests: trio.CapacityLimiter | None = None,
     ) -> None:
         self._config = config
         self._now = now
         self._random = random
         self._dial = dial
+        self._requests = requests or trio.CapacityLimiter(1)
+        self.credential = credential or Credential(token_file=config.token_file)
 
     def read_token(self) -> str | None:
         """Return the token as the file holds it now, None if there is none.
 
         Raises TokenUnusable.
         """
-        path = self._config.token_file
+        path = self.credential.token_file
         try:
             return parse_token(read_file(path, "token file"), path)
         except ConfigError as error:
@@ -103,6 +129,10 @@ class CaClient:
 
     async def create_certificate(self, csr_pem: str) -> Sequence[str]:
         """Return the elements of the CA's answer, unchecked. Raises RequestFailed leaves."""
+        async with self._requests:
+            return await self._ask_repeatedly(csr_pem)
+
+    async def _ask_repeatedly(self, csr_pem: str) -> Sequence[str]:
         pauses = INNER_BACKOFF.pauses(self._random)
         for _ in range(ATTEMPTS - 1):
             try:
@@ -117,6 +147,8 @@ class CaClient:
         request = IstioCertificateRequest(
             csr=csr_pem, validity_duration=int(self._config.secret_ttl.total_seconds())
         )
+        if self.credential.acting_for is not None:
+            request.metadata.update({IMPERSONATED_IDENTITY: str(self.credential.acting_for)})
         stream = await self._connect_in_time()
         try:
             response = await self._call(stream, request, token)
@@ -217,7 +249,7 @@ class CaClient:
         """Name the failure behind a status, with advice."""
         address = self._config.ca_address
         if error.code is Status.UNAUTHENTICATED:
-            advice = explain_rejection(token, self._config.token_file, self._now())
+            advice = explain_rejection(token, self.credential.token_file, self._now())
             return TokenRejected(f"the CA at {address} did not accept our token: {advice}")
         said = f"the CA at {address} answered {error.code.name}: {error.message}"
         return CaFailing(said) if error.code in RETRYABLE else CaRefused(said)

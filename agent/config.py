@@ -77,6 +77,7 @@ class AgentConfig:
 
     Without `account` the identity is read from the token. A token file may appear later; the CA's
     roots must be there, because nothing can be asked of a CA that cannot be told from another.
+    With `registration` the agent serves a whole node, and `token_file` is the node's own.
     """
 
     ca_address: CaAddress
@@ -88,6 +89,7 @@ class AgentConfig:
     account: ServiceAccount | None = None
     secret_ttl: timedelta = DEFAULT_SECRET_TTL
     allow_uids: tuple[int, ...] = ()
+    registration: Path | None = None
 
     def __post_init__(self) -> None:
         """Check what each field's type does not."""
@@ -100,6 +102,10 @@ class AgentConfig:
         for uid in self.allow_uids:
             if not 0 <= uid <= LARGEST_UID:
                 raise ConfigError(f"--allow-uid {uid} is no user id")
+        if self.registration is not None and (self.allow_uids or self.account):
+            raise ConfigError(
+                "--registration says who gets what: leave out --allow-uid and --service-account"
+            )
         load_ca_bundle(self.ca_root_cert, self.ca_name, self.trust_domain)
 
 

@@ -131,6 +131,18 @@ class CallerRefused(AgentError):
     reason = "caller_refused"
 
 
+class AttestationFailed(AgentError):
+    """It cannot be told which process calls: it is gone, or has become another."""
+
+    reason = "attestation_failed"
+
+
+class NoIdentity(AgentError):
+    """No registration entry is for this caller."""
+
+    reason = "no_identity_issued"
+
+
 class BadSubscription(AgentError):
     """A secret stream asks for something that the agent does not serve."""
 

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 
 from agent.answer import Issued
-from mesh.api import BUNDLE_RESOURCE, SVID_RESOURCE
+from mesh.bundle import TrustBundle
+from mesh.spiffe import TrustDomain
 from mesh.svid import certificates_pem
 
-SERVED = (SVID_RESOURCE, BUNDLE_RESOURCE)
-"""Istio's names of the workload's own certificate and of the roots."""
+VERSION_DIGITS = 16
+"""Hexadecimal digits of a version: 64 bits, so that no two are ever alike by chance."""
+
+
+def version_of(content: bytes) -> str:
+    """Return a version that stands for `content`."""
+    return hashlib.sha256(content).hexdigest()[:VERSION_DIGITS]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,17 +43,22 @@ class Roots:
     pem: bytes
 
     @classmethod
-    def of(cls, issued: Issued) -> Roots:
-        """Take the roots of what the CA issued, sorted, since their order means nothing."""
-        return cls(
-            pem=b"".join(sorted(certificates_pem([root]) for root in issued.bundle.authorities))
-        )
+    def of(cls, bundle: TrustBundle) -> Roots:
+        """Take the roots of a bundle, sorted, since their order means nothing."""
+        return cls(pem=b"".join(sorted(certificates_pem([root]) for root in bundle.authorities)))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AllRoots:
+    """The roots of several trust domains, each for its own domain alone."""
+
+    by_domain: Mapping[TrustDomain, Roots]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Resource:
-    """One named secret in the form it has had since `version`, which only ever grows."""
+    """One named secret as it is now; another form of it has another version."""
 
     name: str
-    version: int
-    value: KeyPair | Roots
+    version: str
+    value: KeyPair | Roots | AllRoots

@@ -40,13 +40,20 @@ class Rotation:
         *,
         now: Now,
         random: Random,
+        identity: SpiffeId | None = None,
     ) -> None:
         self._config = config
         self._client = client
         self._store = store
         self._now = now
         self._random = random
-        self._identity: SpiffeId | None = None
+        self._identity = identity
+        self._held = False
+
+    @property
+    def identity(self) -> SpiffeId | None:
+        """Whose certificate this is about; None until it has been read from the token."""
+        return self._identity
 
     async def run(self) -> None:
         """Renew until cancelled. A CA that is down, or answers nonsense, is no reason to end."""
@@ -71,6 +78,7 @@ class Rotation:
 
     def _serve(self, issued: Issued, delay: timedelta) -> None:
         self._identity = issued.svid.id
+        self._held = True
         self._store.put(issued)
         log.info(
             "certificate obtained",
@@ -108,12 +116,13 @@ class Rotation:
             return self._identity
         account = self._config.account
         if account is None:
-            account = account_of(self._client.read_token(), self._config.token_file)
+            account = account_of(self._client.read_token(), self._client.credential.token_file)
         return service_account_id(self._config.trust_domain, account)
 
     def _complain(self, error: RequestFailed, pause: float) -> None:
         now = self._now()
-        expired = self._store.drop_expired(now)
+        identity = self._identity
+        expired = None if identity is None else self._store.drop_expired(identity, now)
         if expired is not None:
             log.error(
                 "certificate expired: new callers get none until the CA answers",
@@ -121,10 +130,10 @@ class Rotation:
                 not_after=expired.svid.not_after.isoformat(),
             )
         facts = {"reason": error.reason, "error": str(error), "next_try_in": f"{pause:.1f} s"}
-        issued = self._store.issued
+        issued = None if identity is None else self._store.issued(identity)
         if issued is None:
-            ended = self._identity is not None
-            log.warning("the certificate has expired" if ended else "no certificate yet", **facts)
+            event = "the certificate has expired" if self._held else "no certificate yet"
+            log.warning(event, identity=str(identity or "not known"), **facts)
             return
         left = issued.svid.not_after - now
         facts |= {"identity": str(issued.svid.id), "expires_in": _seconds(left)}

@@ -6,6 +6,7 @@ import os
 import stat
 from collections.abc import Collection
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from random import SystemRandom
 
@@ -13,14 +14,19 @@ import trio
 import trio.abc
 
 from agent.attest import allowed_uids, check_caller
-from agent.ca_client import CaClient
+from agent.attested import attesting_gate
+from agent.ca_client import CaClient, Credential
 from agent.config import AgentConfig
+from agent.entitlement import NodeDoor, OpenSession, SingleIdentity
+from agent.node import Node
 from agent.rotation import Rotation
-from agent.sds import sds_service
+from agent.sds import SecretService
 from agent.store import SecretStore
 from mesh.clock import Now, system_now
-from mesh.grpc import Accept, Peer, serve_grpc
+from mesh.files import PRIVATE_DIRECTORY
+from mesh.grpc import Accept, Peer, Service, serve_grpc
 from mesh.log import get_logger
+from mesh.spiffe import SpiffeId
 from mesh.unix_socket import peer_credentials, unix_listener
 
 log = get_logger("agent.server")
@@ -28,7 +34,13 @@ log = get_logger("agent.server")
 PRIVATE_SOCKET = 0o600
 
 SHARED_SOCKET = 0o666
-"""With --allow-uid: connecting needs write permission, and the caller's credentials decide."""
+"""With --allow-uid and --registration: connecting needs write permission, and who calls decides."""
+
+SHARED_DIRECTORY = 0o755
+"""Of a node's socket: every process may come to it, and nobody else may put one there."""
+
+CONCURRENT_REQUESTS = 8
+"""Certificates that are asked for at once: a node that starts has dozens to get."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,29 +60,83 @@ async def serve(
 
     Raises ConfigError if the socket cannot be had. A CA that is down delays secrets, no more.
     """
-    random = SystemRandom()
-    store = SecretStore()
-    client = CaClient(config, now=now, random=random)
-    rotation = Rotation(config, client, store, now=now, random=random)
-    gate = _gate(allowed_uids(os.geteuid(), config.allow_uids))
-    mode = SHARED_SOCKET if config.allow_uids else PRIVATE_SOCKET
-    async with unix_listener(config.socket, mode) as listener:
+    parts = _Parts(config, now)
+    async with unix_listener(config.socket, parts.mode, parts.directory_mode) as listener:
         _warn_of_closed_door(config)
         async with trio.open_nursery() as nursery:
-            await nursery.start(_serve_secrets, store, now, listener, gate)
-            nursery.start_soon(rotation.run)
+            gate = parts.gate(nursery)
+            await nursery.start(partial(serve_grpc, parts.service(), [listener], accept=gate))
+            nursery.start_soon(parts.run)
             log.info("agent ready", socket=str(config.socket), ca=str(config.ca_address))
             task_status.started(Running(socket=config.socket))
 
 
-async def _serve_secrets(
-    store: SecretStore,
-    now: Now,
-    listener: trio.SocketListener,
-    gate: Accept,
-    task_status: trio.TaskStatus[object],
-) -> None:
-    await serve_grpc(sds_service(store, now), [listener], accept=gate, task_status=task_status)
+class _Parts:
+    """What an agent is made of: one identity for all callers, or a node's entries."""
+
+    def __init__(self, config: AgentConfig, now: Now) -> None:
+        """Build everything. Raises ConfigError."""
+        self._config = config
+        self._now = now
+        self._random = SystemRandom()
+        self._store = SecretStore()
+        self._requests = trio.CapacityLimiter(CONCURRENT_REQUESTS)
+        if config.registration is None:
+            own = self._rotation(None, Credential(token_file=config.token_file))
+            self._open_session: OpenSession = SingleIdentity(lambda: own.identity)
+            self.run = own.run
+        else:
+            node = Node(config, config.registration, self._store, self._rotation)
+            self._open_session = NodeDoor(lambda: node.registrations)
+            self.run = node.run
+
+    @property
+    def mode(self) -> int:
+        """The socket's mode: whether others may connect, and be judged by who they are."""
+        return SHARED_SOCKET if self._shared else PRIVATE_SOCKET
+
+    @property
+    def directory_mode(self) -> int:
+        """The mode of the socket's directory, if it has to be made."""
+        return SHARED_DIRECTORY if self._config.registration else PRIVATE_DIRECTORY
+
+    @property
+    def _shared(self) -> bool:
+        return bool(self._config.allow_uids or self._config.registration)
+
+    def gate(self, nursery: trio.Nursery) -> Accept:
+        """Return what decides who may connect at all."""
+        if self._config.registration is None:
+            return _gate(allowed_uids(os.geteuid(), self._config.allow_uids))
+        return attesting_gate(nursery)
+
+    def service(self) -> Service:
+        """Return everything that is served on the socket."""
+        service = Service()
+        SecretService(
+            store=self._store,
+            open_session=self._open_session,
+            trust_domain=self._config.trust_domain,
+            now=self._now,
+        ).register(service)
+        return service
+
+    def _rotation(self, identity: SpiffeId | None, credential: Credential) -> Rotation:
+        client = CaClient(
+            self._config,
+            now=self._now,
+            random=self._random,
+            credential=credential,
+            requests=self._requests,
+        )
+        return Rotation(
+            self._config,
+            client,
+            self._store,
+            now=self._now,
+            random=self._random,
+            identity=identity,
+        )
 
 
 def _gate(allowed: Collection[int]) -> Accept:

@@ -27,6 +27,9 @@ MESH_ALPN = b"istio"
 """What a sidecar offers for TCP. `istio-peer-exchange` is left out on purpose: whoever negotiates
 it must first exchange metadata inside the connection."""
 
+IMPERSONATED_IDENTITY = "ImpersonatedIdentity"
+"""Istio: the request metadata by which a node asks for one of its workloads' certificates."""
+
 CREATE_CERTIFICATE = Method(
     "/istio.v1.auth.IstioCertificateService/CreateCertificate",
     IstioCertificateRequest,
@@ -35,6 +38,18 @@ CREATE_CERTIFICATE = Method(
 
 STREAM_SECRETS = Method(
     "/envoy.service.secret.v3.SecretDiscoveryService/StreamSecrets",
+    DiscoveryRequest,
+    DiscoveryResponse,
+)
+
+DELTA_SECRETS = Method(
+    "/envoy.service.secret.v3.SecretDiscoveryService/DeltaSecrets",
+    DeltaDiscoveryRequest,
+    DeltaDiscoveryResponse,
+)
+
+FETCH_SECRETS = Method(
+    "/envoy.service.secret.v3.SecretDiscoveryService/FetchSecrets",
     DiscoveryRequest,
     DiscoveryResponse,
 )
@@ -54,3 +69,5 @@ DELTA_AGGREGATED_RESOURCES = Method(
     DeltaDiscoveryResponse,
 )
 """The aggregated discovery service (ADS), incremental: one stream for every type of resource."""
+ALL_BUNDLES_RESOURCE = "ALL"
+"""SDS: the roots of every trust domain, each for its own (SPIRE; Envoy's SPIFFE validator)."""

@@ -50,13 +50,13 @@ def sync_directory(path: Path) -> None:
         os.close(descriptor)
 
 
-def private_directory(path: Path) -> Path:
-    """Make `path`, for its owner alone, unless it is there already. Raises ConfigError.
+def private_directory(path: Path, mode: int = PRIVATE_DIRECTORY) -> Path:
+    """Make `path`, by default for its owner alone, unless it is there. Raises ConfigError.
 
     A directory that others own or may write to is refused: they could swap what is in it.
     """
     try:
-        path.mkdir(mode=PRIVATE_DIRECTORY, exist_ok=True)
+        _make_directory(path, mode)
         status = path.stat()
     except OSError as error:
         raise ConfigError(f"cannot use directory {path}: {error.strerror}") from error
@@ -69,6 +69,16 @@ def private_directory(path: Path) -> Path:
         cure = "choose another" if shared else f"run `chmod go-w {path}`, or choose another"
         raise ConfigError(f"directory {path} is writable by others: {cure}")
     return path
+
+
+def _make_directory(path: Path, mode: int) -> None:
+    try:
+        path.mkdir(mode & PRIVATE_DIRECTORY)
+    except FileExistsError:
+        if not path.is_dir():
+            raise
+    else:
+        path.chmod(mode)  # whatever the umask says
 
 
 def read_file(path: Path, what: str, limit: int = MAX_FILE) -> bytes:

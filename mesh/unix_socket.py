@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 import stat
@@ -14,14 +15,18 @@ from pathlib import Path
 import trio
 
 from mesh.errors import ConfigError
-from mesh.files import PRIVATE_FILE, private_directory
+from mesh.files import PRIVATE_DIRECTORY, PRIVATE_FILE, private_directory
 
 MAX_PATH_BYTES = 107
 """sun_path in unix(7) has 108 bytes, the last of them zero."""
 
 BACKLOG = 128
 
+SO_PEERPIDFD = 77
+"""asm-generic/socket.h; the socket module has no name for it."""
+
 _UCRED = struct.Struct("3i")
+_INT = struct.Struct("i")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,17 +48,34 @@ def peer_credentials(stream: trio.SocketStream) -> PeerCredentials:
     return PeerCredentials(pid=pid, uid=uid, gid=gid)
 
 
+def open_peer_handle(stream: trio.SocketStream, credentials: PeerCredentials) -> int:
+    """Return a handle (pidfd) on the process that connected; the caller closes it.
+
+    Raises OSError if the process is gone. Kernels before 6.5 have no SO_PEERPIDFD: there the
+    handle is opened by process id, right after accepting, as SPIRE does.
+    """
+    try:
+        packed = stream.socket.getsockopt(socket.SOL_SOCKET, SO_PEERPIDFD, _INT.size)
+    except OSError as error:
+        if error.errno != errno.ENOPROTOOPT:
+            raise
+        return os.pidfd_open(credentials.pid)
+    handle: int = _INT.unpack(packed)[0]
+    return handle
+
+
 @asynccontextmanager
 async def unix_listener(
-    path: Path, mode: int = PRIVATE_FILE
+    path: Path, mode: int = PRIVATE_FILE, directory_mode: int = PRIVATE_DIRECTORY
 ) -> AsyncGenerator[trio.SocketListener]:
-    """Listen at `path` in a private directory, and remove the socket at the end.
+    """Listen at `path`, and remove the socket at the end.
 
-    A socket that nobody listens on is replaced. Raises ConfigError if somebody does, or if the
-    path cannot be used.
+    Its directory must be one that only its owner may write to; a missing one is made with
+    `directory_mode`. A socket that nobody listens on is replaced. Raises ConfigError if somebody
+    does, or if the path cannot be used.
     """
     _check_path(path)
-    private_directory(path.parent)
+    private_directory(path.parent, directory_mode)
     await _remove_stale(path)
     with trio.socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
         await _bind(sock, path, mode)
@@ -100,7 +122,7 @@ async def _remove_stale(path: Path) -> None:
 
 
 async def _bind(sock: trio.socket.SocketType, path: Path, mode: int) -> None:
-    # The directory is private, so nobody can connect between bind and chmod.
+    # Nobody can connect before listen, so nobody can before chmod.
     try:
         await sock.bind(os.fspath(path))
         path.chmod(mode)

@@ -319,7 +319,10 @@ class GrpcServer:
         except RemoraError as error:
             log.info("connection refused", reason=error.reason, error=str(error))
             return
-        await self._serve_stream(stream, peer, slot)
+        try:
+            await self._serve_stream(stream, peer, slot)
+        finally:
+            await trio.aclose_forcefully(stream)
 
     async def serve_stream(self, stream: trio.abc.Stream, peer: Peer) -> None:
         """Serve one connection until it ends."""

@@ -1,6 +1,8 @@
+from google.protobuf import any_pb2 as _any_pb2
+from google.protobuf.internal import containers as _containers
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
-from collections.abc import Mapping as _Mapping
+from collections.abc import Iterable as _Iterable, Mapping as _Mapping
 from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 
 DESCRIPTOR: _descriptor.FileDescriptor
@@ -24,10 +26,35 @@ class TlsCertificate(_message.Message):
     def __init__(self, certificate_chain: _Optional[_Union[DataSource, _Mapping]] = ..., private_key: _Optional[_Union[DataSource, _Mapping]] = ...) -> None: ...
 
 class CertificateValidationContext(_message.Message):
-    __slots__ = ("trusted_ca",)
+    __slots__ = ("trusted_ca", "crl", "custom_validator_config")
     TRUSTED_CA_FIELD_NUMBER: _ClassVar[int]
+    CRL_FIELD_NUMBER: _ClassVar[int]
+    CUSTOM_VALIDATOR_CONFIG_FIELD_NUMBER: _ClassVar[int]
     trusted_ca: DataSource
-    def __init__(self, trusted_ca: _Optional[_Union[DataSource, _Mapping]] = ...) -> None: ...
+    crl: DataSource
+    custom_validator_config: TypedExtensionConfig
+    def __init__(self, trusted_ca: _Optional[_Union[DataSource, _Mapping]] = ..., crl: _Optional[_Union[DataSource, _Mapping]] = ..., custom_validator_config: _Optional[_Union[TypedExtensionConfig, _Mapping]] = ...) -> None: ...
+
+class TypedExtensionConfig(_message.Message):
+    __slots__ = ("name", "typed_config")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    TYPED_CONFIG_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    typed_config: _any_pb2.Any
+    def __init__(self, name: _Optional[str] = ..., typed_config: _Optional[_Union[_any_pb2.Any, _Mapping]] = ...) -> None: ...
+
+class SPIFFECertValidatorConfig(_message.Message):
+    __slots__ = ("trust_domains",)
+    class TrustDomain(_message.Message):
+        __slots__ = ("name", "trust_bundle")
+        NAME_FIELD_NUMBER: _ClassVar[int]
+        TRUST_BUNDLE_FIELD_NUMBER: _ClassVar[int]
+        name: str
+        trust_bundle: DataSource
+        def __init__(self, name: _Optional[str] = ..., trust_bundle: _Optional[_Union[DataSource, _Mapping]] = ...) -> None: ...
+    TRUST_DOMAINS_FIELD_NUMBER: _ClassVar[int]
+    trust_domains: _containers.RepeatedCompositeFieldContainer[SPIFFECertValidatorConfig.TrustDomain]
+    def __init__(self, trust_domains: _Optional[_Iterable[_Union[SPIFFECertValidatorConfig.TrustDomain, _Mapping]]] = ...) -> None: ...
 
 class Secret(_message.Message):
     __slots__ = ("name", "tls_certificate", "validation_context")

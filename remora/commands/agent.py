@@ -43,14 +43,18 @@ def run(  # noqa: PLR0913 - one parameter per flag
         list[int] | None,
         typer.Option(metavar="UID", help="One more user that may connect. Repeatable."),
     ] = None,
+    registration: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Serve a whole node: who of its callers is whom."),
+    ] = None,
     log_format: LogFormatOption = LogFormat.TEXT,
     log_level: LogLevelOption = LogLevel.INFO,
 ) -> None:
-    """Get a certificate from the CA, keep it fresh, and serve it to local proxies.
+    """Get certificates from the CA, keep them fresh, and serve them to local proxies.
 
-    Speaks Istio's CreateCertificate to the CA, and Envoy's SDS on the socket:
-    secrets `default` (certificate and key) and `ROOTCA`. Keys stay in memory.
-    Only the agent's own user and root may connect.
+    Speaks Istio's CreateCertificate to the CA, and Envoy's SDS on the socket. Keys stay
+    in memory. Only the agent's own user and root may connect; with --registration every
+    process may, and is what the entries for it say.
     """
     from agent.config import (
         AgentConfig,
@@ -74,6 +78,7 @@ def run(  # noqa: PLR0913 - one parameter per flag
         account=parse_account(service_account),
         secret_ttl=parse_duration(secret_ttl),
         allow_uids=tuple(allow_uid or ()),
+        registration=registration,
     )
     configure_logging(log_format, log_level)
     run_program(functools.partial(serve, config))

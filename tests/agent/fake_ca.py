@@ -47,6 +47,8 @@ class Seen:
     authorization: list[str]
     csr: x509.CertificateSigningRequest
     validity: int
+    acting_for: str
+    "Whom the caller asked for in another's name, or empty."
 
 
 @dataclass(kw_only=True)
@@ -58,6 +60,8 @@ class FakeCa:
     "Where its connections run."
     root: Authority = field(default_factory=make_root)
     identity: str = str(IDENTITY)
+    identities: dict[str, str] = field(default_factory=dict)
+    "Whom else a bearer token is for."
     life: timedelta = timedelta(hours=24)
     backdate: timedelta = timedelta(minutes=2)
     latency: float = 0.0
@@ -111,23 +115,32 @@ class FakeCa:
         self, request: IstioCertificateRequest, call: ServerCall
     ) -> IstioCertificateResponse:
         csr = x509.load_pem_x509_csr(request.csr.encode())
+        acting_for = request.metadata.fields["ImpersonatedIdentity"].string_value
+        token = self.token_of(call)
+        identity = acting_for or self.identities.get(token, self.identity)
         self.seen.append(
             Seen(
                 at=self.now(),
                 authorization=[str(value) for value in call.metadata.get_all("authorization")],
                 csr=csr,
                 validity=request.validity_duration,
+                acting_for=acting_for,
             )
         )
         await trio.sleep(self.latency)
         if self.failures:
             raise self.failures.pop(0)
-        leaf = self.sign(self.key or csr.public_key())
+        leaf = self.sign(self.key or csr.public_key(), identity)
         return IstioCertificateResponse(cert_chain=self.twist([leaf, self.root.pem.decode()]))
 
-    def sign(self, public_key: Any) -> str:
+    def token_of(self, call: ServerCall) -> str:
+        values = [str(value) for value in call.metadata.get_all("authorization")]
+        return values[0].removeprefix("Bearer ") if values else ""
+
+    def sign(self, public_key: Any, identity: str = "") -> str:
         now = self.now()
-        name = x509.SubjectAlternativeName([x509.UniformResourceIdentifier(self.identity)])
+        uri = x509.UniformResourceIdentifier(identity or self.identity)
+        name = x509.SubjectAlternativeName([uri])
         builder = (
             x509.CertificateBuilder()
             .subject_name(x509.Name([]))

@@ -70,6 +70,20 @@ def test_every_flag(flags: dict[str, str], ran: list[AgentConfig]) -> None:
     assert config.allow_uids == (1337,)
 
 
+def test_a_whole_node(flags: dict[str, str], ran: list[AgentConfig]) -> None:
+    assert invoke(flags | {"--registration": "entries.yaml"}).exit_code == 0
+    assert ran[0].registration == Path("entries.yaml")
+
+
+@pytest.mark.parametrize("flag", [("--allow-uid", "5"), ("--service-account", "foo/httpbin")])
+def test_entries_leave_nothing_to_flags(
+    flags: dict[str, str], ran: list[AgentConfig], flag: tuple[str, str]
+) -> None:
+    result = invoke(flags | {"--registration": "entries.yaml", flag[0]: flag[1]})
+    assert isinstance(result.exception, ConfigError)
+    assert not ran
+
+
 @pytest.mark.parametrize(
     ("flag", "value"),
     [

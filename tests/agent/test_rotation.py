@@ -16,12 +16,13 @@ import trio.testing
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
+from agent.answer import Issued
 from agent.config import AgentConfig, CaAddress
 from agent.rotation import Rotation
 from agent.store import SecretStore, Wakeup
 from mesh.clock import Now, trio_now
 from mesh.grpc import GrpcError, Status
-from tests.agent.fake_ca import IDENTITY, FakeCa, make_client, make_config
+from tests.agent.fake_ca import DOMAIN, IDENTITY, FakeCa, make_client, make_config
 from tests.pki import NOW, make_root, new_key
 
 HOUR = 3600.0
@@ -59,16 +60,21 @@ class Agent:
         with self.store.subscribed(wakeup):
             while True:
                 await wakeup.wait()
-                assert self.store.issued is not None
-                self.serials.append(self.store.issued.svid.serial)
+                self.serials.append(self.serial)
+
+    @property
+    def issued(self) -> Issued | None:
+        identity = self.rotation.identity
+        return None if identity is None else self.store.issued(identity)
 
     def serves(self) -> bool:
-        return "default" in self.store.available(self.now())
+        identity = self.rotation.identity
+        return identity is not None and self.store.holdings.svid(identity, self.now()) is not None
 
     @property
     def serial(self) -> int:
-        assert self.store.issued is not None
-        return self.store.issued.svid.serial
+        assert self.issued is not None
+        return self.issued.svid.serial
 
 
 @pytest.fixture
@@ -90,8 +96,8 @@ async def test_first_certificate(make_agent: MakeAgent, autojump_clock: Clock) -
         agent.start()
         await trio.sleep(1)
     assert agent.serves()
-    assert agent.store.issued is not None
-    assert agent.store.issued.svid.id == IDENTITY
+    assert agent.issued is not None
+    assert agent.issued.svid.id == IDENTITY
     [line] = events(logs, "certificate obtained")
     assert line["identity"] == str(IDENTITY)
     assert line["serial"] == f"{agent.serial:x}"
@@ -202,7 +208,7 @@ async def test_ca_down_beyond_expiry(make_agent: MakeAgent, autojump_clock: Cloc
         await trio.sleep(2)
         assert not agent.serves()
         await trio.sleep(HOUR)
-        assert agent.store.issued is None
+        assert agent.issued is None
         agent.ca.up = True
         await trio.sleep(95)
         assert agent.serves()
@@ -304,8 +310,8 @@ async def test_slow_ca_shortens_the_life_that_is_counted(
     agent.ca.latency = 9.0
     agent.start()
     await trio.sleep(10)
-    assert agent.store.issued is not None
-    assert agent.store.issued.created == NOW
+    assert agent.issued is not None
+    assert agent.issued.created == NOW
 
 
 def jwt(subject: str) -> str:
@@ -357,14 +363,14 @@ async def test_changed_roots_are_announced_and_unchanged_ones_are_not(
     agent = make_agent()
     agent.start()
     await trio.sleep(HOUR)
-    before = agent.store.available(agent.now())["ROOTCA"].version
+    before = agent.store.holdings.roots[DOMAIN].version
     await trio.sleep(DAY)
-    assert agent.store.available(agent.now())["ROOTCA"].version == before
+    assert agent.store.holdings.roots[DOMAIN].version == before
     old = agent.ca.root
     agent.ca.root = make_root("new root")
     agent.config.ca_root_cert.write_bytes(old.pem + agent.ca.root.pem)
     await trio.sleep(DAY)
-    assert agent.store.available(agent.now())["ROOTCA"].version > before
+    assert agent.store.holdings.roots[DOMAIN].version != before
 
 
 async def test_no_token_or_key_in_the_log(make_agent: MakeAgent, autojump_clock: Clock) -> None:

@@ -10,31 +10,39 @@ import trio
 import trio.testing
 
 from agent.answer import Issued
-from agent.sds import sds_service
+from agent.entitlement import SingleIdentity
+from agent.sds import SecretService
 from agent.store import SecretStore
-from mesh.api import SECRET_TYPE_URL, STREAM_SECRETS
+from mesh.api import DELTA_SECRETS, FETCH_SECRETS, SECRET_TYPE_URL, STREAM_SECRETS
 from mesh.bundle import TrustBundle
+from mesh.bundle_document import BundleDocument
 from mesh.grpc import (
     Channel,
     ClientCall,
     GrpcError,
     GrpcServer,
-    Method,
     Peer,
+    Service,
     Status,
     accept_plain,
     open_channel,
 )
 from mesh.grpc.limits import DEFAULT_LIMITS
-from mesh.protos.discovery_pb2 import DiscoveryRequest, DiscoveryResponse, ErrorDetail, Node
-from mesh.protos.secret_pb2 import Secret
-from mesh.spiffe import TrustDomain
+from mesh.protos.discovery_pb2 import (
+    DeltaDiscoveryRequest,
+    DeltaDiscoveryResponse,
+    DiscoveryRequest,
+    DiscoveryResponse,
+    ErrorDetail,
+    Node,
+)
+from mesh.protos.secret_pb2 import Secret, SPIFFECertValidatorConfig
+from mesh.spiffe import SpiffeId, TrustDomain
 from mesh.svid import X509Svid, parse_certificates_pem
 from tests.pki import NOW, Authority, make_root
 
 IDENTITY = "spiffe://cluster.local/ns/foo/sa/httpbin"
 DOMAIN = TrustDomain("cluster.local")
-SERVICE = "/envoy.service.secret.v3.SecretDiscoveryService"
 
 Clock = trio.testing.MockClock
 
@@ -47,7 +55,14 @@ class Workshop:
         self.root = make_root()
         self.store = SecretStore()
         self.nursery = nursery
-        self._server = GrpcServer(sds_service(self.store, self.now), accept_plain, DEFAULT_LIMITS)
+        service = Service()
+        SecretService(
+            store=self.store,
+            open_session=SingleIdentity(lambda: SpiffeId.parse(IDENTITY)),
+            trust_domain=DOMAIN,
+            now=self.now,
+        ).register(service)
+        self._server = GrpcServer(service, accept_plain, DEFAULT_LIMITS)
 
     def now(self) -> datetime:
         return self.time
@@ -338,15 +353,151 @@ async def test_client_that_goes_away_is_forgotten(
     workshop.issue()
 
 
-@pytest.mark.parametrize("name", ["DeltaSecrets", "FetchSecrets"])
-async def test_other_forms_are_unimplemented(
-    workshop: Workshop, autojump_clock: Clock, name: str
-) -> None:
-    method = Method(f"{SERVICE}/{name}", DiscoveryRequest, DiscoveryResponse)
+async def fetch(workshop: Workshop, *names: str, node: str = "sidecar~1") -> dict[str, Secret]:
+    request = DiscoveryRequest(node=Node(id=node), resource_names=names, response_nonce="odd")
     async with workshop.channel() as channel:
+        response = await channel.unary(FETCH_SECRETS, request, timeout=5)
+    secrets = [Secret.FromString(resource.value) for resource in response.resources]
+    return {secret.name: secret for secret in secrets}
+
+
+async def test_fetch(workshop: Workshop, autojump_clock: Clock) -> None:
+    svid = workshop.issue()
+    fetched = await fetch(workshop, "default", DOMAIN.id)
+    assert set(fetched) == {"default", DOMAIN.id}
+    assert loaded(fetched["default"]).chain == svid.chain
+    assert set(await fetch(workshop)) == {"default", "ROOTCA"}
+
+
+@pytest.mark.parametrize(
+    ("names", "node", "code"),
+    [
+        (["default"], "sidecar~1", Status.UNAVAILABLE),
+        (["default"], "", Status.INVALID_ARGUMENT),
+        (["nobody"], "sidecar~1", Status.INVALID_ARGUMENT),
+    ],
+)
+async def test_fetch_that_cannot_be_answered(
+    workshop: Workshop, autojump_clock: Clock, names: list[str], node: str, code: Status
+) -> None:
+    with pytest.raises(GrpcError) as caught:
+        await fetch(workshop, *names, node=node)
+    assert caught.value.code is code
+
+
+async def test_a_secret_by_its_spiffe_id(workshop: Workshop, autojump_clock: Clock) -> None:
+    svid = workshop.issue()
+    async with workshop.client() as client:
+        await client.ask(IDENTITY)
+        secrets = await client.reply()
+        assert loaded(secrets[IDENTITY]).chain == svid.chain
+        await client.ask(IDENTITY)
+        renewed = workshop.issue()
+        assert loaded((await client.reply())[IDENTITY]).chain == renewed.chain
+
+
+async def test_all_roots_as_the_spiffe_validator_takes_them(
+    workshop: Workshop, autojump_clock: Clock
+) -> None:
+    workshop.issue()
+    foreign = make_root("foreign")
+    bundle = TrustBundle.of(TrustDomain("foreign"), [foreign.certificate])
+    async with workshop.client() as client:
+        await client.ask("ALL")
+        await client.reply()
+        await client.ask("ALL")
+        workshop.store.put_bundle(BundleDocument(roots=bundle, jwt_keys={}))
+        context = (await client.reply())["ALL"].validation_context
+    assert context.custom_validator_config.name == "envoy.tls.cert_validator.spiffe"
+    config = SPIFFECertValidatorConfig()
+    assert context.custom_validator_config.typed_config.Unpack(config)
+    roots = {td.name: td.trust_bundle.inline_bytes for td in config.trust_domains}
+    assert roots == {"cluster.local": workshop.root.pem, "foreign": foreign.pem}
+
+
+class DeltaClient:
+    """Speaks incremental SDS as Envoy does."""
+
+    def __init__(self, call: ClientCall[DeltaDiscoveryRequest, DeltaDiscoveryResponse]) -> None:
+        self.call = call
+        self.nonce = ""
+
+    async def send(self, **fields: object) -> None:
+        request = DeltaDiscoveryRequest(
+            node=Node(id="sidecar~1"),
+            type_url=SECRET_TYPE_URL,
+            response_nonce=self.nonce,
+            **fields,  # type: ignore[arg-type]
+        )
+        await self.call.send(request)
+
+    async def reply(self) -> dict[str, str]:
+        """Return names and versions; each resource must hold the secret that it names."""
+        with trio.fail_after(5):
+            response = await anext(self.call)
+        assert response.nonce not in {"", self.nonce}
+        assert response.type_url == SECRET_TYPE_URL
+        self.nonce = response.nonce
+        for resource in response.resources:
+            assert resource.resource.type_url == SECRET_TYPE_URL
+            assert Secret.FromString(resource.resource.value).name == resource.name
+        return {resource.name: resource.version for resource in response.resources}
+
+    async def silence(self) -> bool:
+        with trio.move_on_after(1) as scope:
+            await anext(self.call)
+        return scope.cancelled_caught
+
+
+@asynccontextmanager
+async def delta_client(workshop: Workshop) -> AsyncGenerator[DeltaClient]:
+    async with workshop.channel() as channel, channel.stream(DELTA_SECRETS) as call:
+        yield DeltaClient(call)
+
+
+async def test_delta_conversation(workshop: Workshop, autojump_clock: Clock) -> None:
+    workshop.issue()
+    async with delta_client(workshop) as client:
+        await client.send(resource_names_subscribe=["default"])
+        first = await client.reply()
+        assert list(first) == ["default"]
+        await client.send()
+        assert await client.silence()
+        await client.send(resource_names_subscribe=["ROOTCA"])
+        roots = await client.reply()
+        assert list(roots) == ["ROOTCA"]
+        await client.send()
+        workshop.issue()
+        renewed = await client.reply()
+        assert list(renewed) == ["default"]
+        assert renewed != first
+        await client.send(error_detail=ErrorDetail(code=13, message="bad"))
+        await client.send(resource_names_unsubscribe=["default"])
+        await trio.testing.wait_all_tasks_blocked()
+        workshop.issue()
+        assert await client.silence()
+
+
+async def test_delta_client_that_returns_is_sent_only_what_is_new(
+    workshop: Workshop, autojump_clock: Clock
+) -> None:
+    workshop.issue()
+    names = ["default", "ROOTCA"]
+    async with delta_client(workshop) as client:
+        await client.send(resource_names_subscribe=names)
+        versions = await client.reply()
+    workshop.issue()
+    async with delta_client(workshop) as client:
+        await client.send(resource_names_subscribe=names, initial_resource_versions=versions)
+        assert list(await client.reply()) == ["default"]
+
+
+async def test_delta_unknown_name(workshop: Workshop, autojump_clock: Clock) -> None:
+    async with delta_client(workshop) as client:
+        await client.send(resource_names_subscribe=["nobody"])
         with pytest.raises(GrpcError) as caught:
-            await channel.unary(method, DiscoveryRequest(), timeout=5)
-        assert caught.value.code is Status.UNIMPLEMENTED
+            await client.reply()
+        assert caught.value.code is Status.INVALID_ARGUMENT
 
 
 async def test_no_key_in_the_log(workshop: Workshop, autojump_clock: Clock) -> None:

@@ -11,12 +11,31 @@ from agent.sds_state import Ask, Meaning, StreamState
 TYPE = "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.Secret"
 
 
+class Offered:
+    """Secrets by name and version; both names may be asked for before they are there."""
+
+    def __init__(self, versions: dict[str, int]) -> None:
+        self.versions = versions
+
+    def everything(self) -> tuple[str, ...]:
+        return ("default", "ROOTCA")
+
+    def check(self, name: str) -> None:
+        if name not in self.everything():
+            raise BadSubscription(f"there is no secret {name[:120]!r}, only default, ROOTCA")
+
+    def get(self, name: str) -> Resource | None:
+        if name not in self.versions:
+            return None
+        return Resource(name=name, version=str(self.versions[name]), value=Roots(pem=b""))
+
+
 class Conversation:
     """Plays requests and store changes against one stream; replies are lists of names."""
 
     def __init__(self, **versions: int) -> None:
-        self.state = StreamState(type_url=TYPE, served=("default", "ROOTCA"))
-        self.versions = versions
+        self.state = StreamState(TYPE)
+        self.offered = Offered(versions)
         self.nonce = ""
         self._count = 0
 
@@ -36,20 +55,17 @@ class Conversation:
                 names=names,
                 nonce=self.nonce if nonce is None else nonce,
                 error=error,
-            )
+            ),
+            self.offered,
         )
         return meaning, self.reply()
 
     def change(self, **versions: int) -> list[str]:
-        self.versions |= versions
+        self.offered.versions |= versions
         return self.reply()
 
     def reply(self) -> list[str]:
-        available = {
-            name: Resource(name=name, version=version, value=Roots(pem=b""))
-            for name, version in self.versions.items()
-        }
-        resources: Sequence[Resource] = self.state.due(available)
+        resources: Sequence[Resource] = self.state.due(self.offered)
         if resources:
             self._count += 1
             self.nonce = f"nonce-{self._count}"

@@ -21,15 +21,19 @@ from agent.config import AgentConfig, CaAddress
 from agent.server import Running, serve
 from mesh.api import SECRET_TYPE_URL, STREAM_SECRETS
 from mesh.errors import ConfigError
-from mesh.grpc import open_channel
+from mesh.grpc import ClientCall, GrpcError, Status, open_channel
 from mesh.protos.discovery_pb2 import DiscoveryRequest, DiscoveryResponse, Node
 from mesh.protos.secret_pb2 import Secret
+from mesh.spiffe import SpiffeId
 from mesh.svid import X509Svid
 from mesh.unix_socket import open_unix_stream
+from tests.agent.callers import PYTHON, CallerProcess, calling, copy_of_python
 from tests.agent.fake_ca import IDENTITY, FakeCa, make_config
 from tests.pki import make_root, real_now
 
 NOBODY = 65534
+
+SecretsCall = ClientCall[DiscoveryRequest, DiscoveryResponse]
 
 ASK = DiscoveryRequest(
     node=Node(id="sidecar~1"), resource_names=["default", "ROOTCA"], type_url=SECRET_TYPE_URL
@@ -289,3 +293,105 @@ async def test_refused_caller_does_not_stop_the_agent(
     running = await start(nursery, make_config(directory))
     for _ in range(3):
         assert not await answered(await open_unix_stream(running.socket))
+
+
+# A whole node ------------------------------------------------------------------------------
+
+SLEEP = SpiffeId.parse("spiffe://cluster.local/ns/foo/sa/sleep")
+
+
+def entry(identity: SpiffeId, *selectors: str) -> str:
+    return f"- spiffeId: {identity}\n  selectors: {list(selectors)}\n"
+
+
+@asynccontextmanager
+async def node(
+    directory: Path, nursery: trio.Nursery, *entries: str
+) -> AsyncGenerator[tuple[Path, Path]]:
+    """Run a node's agent; yields its socket and its registration file."""
+    directory.chmod(0o711)
+    file = directory / "registration.yaml"
+    file.write_text("entries:\n" + "".join(entries))
+    async with ca_on_tcp(nursery) as (ca, address):
+        config = make_config(directory, ca, ca_address=address, account=None, registration=file)
+        running = await start(nursery, config)
+        yield running.socket, file
+
+
+@asynccontextmanager
+async def asking(caller: CallerProcess) -> AsyncGenerator[SecretsCall]:
+    async def connected() -> trio.SocketStream:
+        await trio.lowlevel.checkpoint()
+        return caller.stream
+
+    async with open_channel(connected) as channel, channel.stream(STREAM_SECRETS) as call:
+        await call.send(ASK)
+        yield call
+
+
+@root_only
+async def test_each_caller_of_a_node_gets_its_own_identity(
+    directory: Path, nursery: trio.Nursery
+) -> None:
+    entries = entry(IDENTITY, f"unix:uid:{NOBODY}"), entry(SLEEP, "unix:uid:0")
+    async with node(directory, nursery, *entries) as (socket, _file):
+        assert stat.S_IMODE(socket.stat().st_mode) == 0o666
+        assert stat.S_IMODE(socket.parent.stat().st_mode) == 0o755
+        for user, identity in ((NOBODY, IDENTITY), (None, SLEEP)):
+            with calling(socket, user=user) as caller:
+                async with asking(caller) as call:
+                    assert loaded(await anext(call)).id == identity
+
+
+@root_only
+async def test_an_unknown_caller_gets_nothing(directory: Path, nursery: trio.Nursery) -> None:
+    async with node(directory, nursery, entry(IDENTITY, "unix:uid:12345")) as (socket, _file):
+        with calling(socket, user=NOBODY) as caller:
+            async with asking(caller) as call:
+                with pytest.raises(GrpcError) as caught:
+                    await anext(call)
+    assert caught.value.code is Status.PERMISSION_DENIED
+    assert caught.value.message == "no identity issued"
+
+
+async def test_the_executable_decides(directory: Path, nursery: trio.Nursery) -> None:
+    made = copy_of_python(directory)
+    entries = entry(IDENTITY, f"unix:path:{made}"), entry(SLEEP, f"unix:path:{PYTHON}")
+    async with node(directory, nursery, *entries) as (socket, _file):
+        for python, identity in ((made, IDENTITY), (PYTHON, SLEEP)):
+            with calling(socket, python=python) as caller:
+                async with asking(caller) as call:
+                    assert loaded(await anext(call)).id == identity
+
+
+async def test_a_caller_that_ends_loses_its_stream_even_if_another_holds_it(
+    directory: Path, nursery: trio.Nursery
+) -> None:
+    async with node(directory, nursery, entry(IDENTITY, f"unix:uid:{os.geteuid()}")) as (
+        socket,
+        _file,
+    ):
+        with calling(socket) as caller:
+            async with asking(caller) as call:
+                await anext(call)
+                caller.end()
+                with pytest.raises(GrpcError) as caught:
+                    await anext(call)
+    assert caught.value.code is Status.UNAVAILABLE
+
+
+async def test_changed_entries_reach_open_streams(
+    directory: Path, nursery: trio.Nursery, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("agent.watch.INTERVAL", 0.02)
+    uid = os.geteuid()
+    async with node(directory, nursery, entry(IDENTITY, f"unix:uid:{uid}")) as (socket, file):
+        with calling(socket) as caller:
+            async with asking(caller) as call:
+                assert loaded(await anext(call)).id == IDENTITY
+                file.write_text("entries:\n" + entry(SLEEP, f"unix:uid:{uid}"))
+                assert loaded(await anext(call)).id == SLEEP
+                file.write_text("entries: []")
+                with pytest.raises(GrpcError) as caught:
+                    await anext(call)
+    assert caught.value.code is Status.PERMISSION_DENIED
