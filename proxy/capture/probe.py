@@ -25,6 +25,7 @@ from proxy.capture.options import (
     Network,
 )
 from proxy.original import destination_of
+from proxy.socket_options import set_transparent
 
 PROBE_TIMEOUT = 5.0
 """Seconds for one probe: Istio's validation waits as long."""
@@ -34,9 +35,6 @@ SOMEWHERE = {Family.IPV4: "192.0.2.1", Family.IPV6: "2001:db8::1"}
 
 NOBODY = 65534
 """The user that most systems keep for having no rights."""
-
-IP_TRANSPARENT, IPV6_TRANSPARENT = 19, 75
-"""linux/in.h, linux/in6.h: take connections that TPROXY hands over."""
 
 _FAMILIES = {Family.IPV4: socket.AF_INET, Family.IPV6: socket.AF_INET6}
 _LOOPBACK = {Family.IPV4: "127.0.0.1", Family.IPV6: "::1"}
@@ -223,14 +221,6 @@ def _listener(probe: _Probe) -> Generator[socket.socket | None]:
             yield None
         else:
             yield listener
-
-
-def set_transparent(sock: socket.socket) -> None:
-    """Let a socket have addresses that are not this machine's. Raises PermissionError."""
-    if sock.family == socket.AF_INET6:
-        sock.setsockopt(socket.IPPROTO_IPV6, IPV6_TRANSPARENT, 1)
-    else:
-        sock.setsockopt(socket.IPPROTO_IP, IP_TRANSPARENT, 1)
 
 
 @contextmanager
