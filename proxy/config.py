@@ -11,6 +11,7 @@ from pathlib import Path
 from mesh.address import Address
 from mesh.errors import ConfigError
 from mesh.spiffe import InvalidSpiffeId, SpiffeId, TrustDomain
+from proxy.captured import Captured
 from proxy.mode import MtlsMode
 
 PLAINTEXT = "plaintext"
@@ -51,14 +52,15 @@ class ProxyConfig:
     agent_socket: Path
     inbound: tuple[Inbound, ...] = ()
     outbound: tuple[Outbound, ...] = ()
+    captured: Captured | None = None
     trust_domain_aliases: frozenset[TrustDomain] = frozenset()
     detect_timeout: float = DETECT_TIMEOUT.total_seconds()
     connect_timeout: float = CONNECT_TIMEOUT.total_seconds()
 
     def __post_init__(self) -> None:
         """Refuse what cannot work. Raises ConfigError."""
-        if not self.inbound and not self.outbound:
-            raise ConfigError("there is nothing to do: give --inbound, --outbound or both")
+        if not self.inbound and not self.outbound and self.captured is None:
+            raise ConfigError("there is nothing to do: give --inbound, --outbound or --capture")
         _refuse_repeated(
             [port.listen for port in self.inbound] + [port.listen for port in self.outbound]
         )
@@ -67,11 +69,15 @@ class ProxyConfig:
 
 
 def parse_inbound(
-    flags: Sequence[str], mode: MtlsMode, port_modes: Mapping[int, MtlsMode]
+    flags: Sequence[str],
+    mode: MtlsMode,
+    port_modes: Mapping[int, MtlsMode],
+    *,
+    elsewhere: bool = False,
 ) -> tuple[Inbound, ...]:
     """Parse `--inbound LISTEN=APP` flags. Modes of single ports go by the app's port, as Istio's.
 
-    Raises ConfigError.
+    `elsewhere` says that ports without a flag are served too. Raises ConfigError.
     """
     ports: list[Inbound] = []
     for flag in flags:
@@ -83,7 +89,8 @@ def parse_inbound(
         where = _app_address(app, flag)
         own = port_modes.get(where.port, mode)
         ports.append(Inbound(listen=Address.parse(listen), app=where, mode=own))
-    for unknown in sorted(port_modes.keys() - {port.app.port for port in ports}):
+    served = port_modes.keys() if elsewhere else {port.app.port for port in ports}
+    for unknown in sorted(port_modes.keys() - served):
         raise ConfigError(
             f"--port-mtls {unknown}=...: no --inbound leads to an app on port {unknown}"
         )
@@ -136,20 +143,23 @@ def _outbound(flag: str) -> Outbound:
         )
     identities: frozenset[SpiffeId] = frozenset()
     if who != PLAINTEXT:
-        identities = frozenset(_identity(text, flag) for text in who.split(","))
+        identities = frozenset(
+            parse_identity(text, f"--outbound {flag!r}") for text in who.split(",")
+        )
     target = Address.parse(destination)
     if target.port == 0:
         raise ConfigError(f"--outbound {flag!r}: the destination's port cannot be 0")
     return Outbound(listen=Address.parse(listen), destination=target, identities=identities)
 
 
-def _identity(text: str, flag: str) -> SpiffeId:
+def parse_identity(text: str, flag: str) -> SpiffeId:
+    """Parse the SPIFFE ID of a workload. Raises ConfigError, which begins with `flag`."""
     try:
         identity = SpiffeId.parse(text)
     except InvalidSpiffeId as error:
-        raise ConfigError(f"--outbound {flag!r}: {error}") from error
+        raise ConfigError(f"{flag}: {error}") from error
     if not identity.path:
-        raise ConfigError(f"--outbound {flag!r}: {text} names a trust domain, not a workload")
+        raise ConfigError(f"{flag}: {text} names a trust domain, not a workload")
     return identity
 
 

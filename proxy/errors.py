@@ -59,6 +59,45 @@ class InternalError(ConnectionFailed):
         )
 
 
+# Captured connections: where they were going.
+
+
+class SelfCall(ConnectionFailed):
+    """A captured connection was going to one of the proxy's own ports: a loop, or an attempt."""
+
+    reason = "self_call"
+
+    def __init__(self, destination: str) -> None:
+        super().__init__(
+            f"a connection to {destination} was refused: that port is the proxy's own, and serving "
+            "it would make the proxy call itself; dial the app's port instead"
+        )
+
+
+class DestinationUnknown(ConnectionFailed):
+    """The app dialed an address that the proxy was not told of, and may not go there."""
+
+    reason = "destination_unknown"
+
+    def __init__(self, destination: str) -> None:
+        super().__init__(
+            f"the app dialed {destination}, which is not known here, and the outbound policy is "
+            "REGISTRY_ONLY: make it known, or set ALLOW_ANY"
+        )
+
+
+class ProxyHeaderMissing(ConnectionFailed):
+    """A load balancer's connection did not begin with a PROXY header of version 2."""
+
+    reason = "proxy_header_missing"
+
+    def __init__(self, balancer: str) -> None:
+        super().__init__(
+            f"load balancer {balancer} sent no PROXY header of version 2: switch it on there, or "
+            "take the balancer off --trust-proxy-protocol"
+        )
+
+
 # Before the handshake: what the first bytes told.
 
 

@@ -10,6 +10,7 @@ import trio
 
 from proxy.config import Inbound
 from proxy.deadline import due
+from proxy.deliver import Arrival
 from proxy.dial import dial
 from proxy.errors import (
     ConnectionFailed,
@@ -34,9 +35,17 @@ class InboundHandler:
     """Serves the connections of one inbound port."""
 
     def __init__(
-        self, port: Inbound, tls: MeshTls, *, detect_timeout: float, connect_timeout: float
+        self,
+        port: Inbound,
+        tls: MeshTls,
+        *,
+        detect_timeout: float,
+        connect_timeout: float,
+        arrival: Arrival | None = None,
     ) -> None:
+        """Take the port, and timeouts in seconds; for one captured connection, its `arrival`."""
         self._port = port
+        self._arrival = arrival
         self._tls = tls
         self._detect_timeout = detect_timeout
         self._connect_timeout = connect_timeout
@@ -46,7 +55,7 @@ class InboundHandler:
         connection = Connection(
             direction=Direction.INBOUND,
             listener=str(self._port.listen),
-            source=peer_address(stream),
+            source=str(self._arrival.source) if self._arrival else peer_address(stream),
             target=str(self._port.app),
         )
         await see_through(connection, stream, lambda: self._run(stream, connection))
@@ -57,7 +66,7 @@ class InboundHandler:
         leg: Leg = stream
         if connection.transport is Transport.MTLS:
             leg = await self._terminate(stream, connection)
-        return await relay(await self._dial_app(), leg)
+        return await relay(await self._dial_app(connection), leg)
 
     async def _transport(self, stream: trio.SocketStream, peer: str) -> Transport:
         """Decide what to do with a connection, or refuse it by raising."""
@@ -91,8 +100,10 @@ class InboundHandler:
         connection.peer_id = leg.session.peer_id
         return leg
 
-    async def _dial_app(self) -> trio.SocketStream:
+    async def _dial_app(self, connection: Connection) -> trio.SocketStream:
         app, seconds = self._port.app, self._connect_timeout
         what = f"the app at {app}"
         with due(trio.current_time() + seconds, ConnectTimeout(what, seconds, APP_HINT)):
+            if self._arrival is not None:
+                return await self._arrival.dial(connection.peer_id)
             return await dial(app.host, app.port, what=what, hint=APP_HINT)

@@ -10,7 +10,10 @@ from mesh.address import Address
 from mesh.clock import Now, system_now
 from mesh.errors import ConfigError
 from mesh.log import get_logger
-from proxy.config import ProxyConfig
+from proxy.capture.options import InterceptionMode
+from proxy.captured_ports import CapturedInbound, CapturedOutbound, wildcard_hosts
+from proxy.config import Inbound, Outbound, ProxyConfig
+from proxy.deliver import Arrival, Delivery
 from proxy.handshake import MeshTls
 from proxy.identity import IdentityStore
 from proxy.inbound import InboundHandler
@@ -19,6 +22,7 @@ from proxy.mode import MtlsMode
 from proxy.outbound import OutboundHandler
 from proxy.sds import follow_identity, node_id
 from proxy.sds_state import SecretsState
+from proxy.socket_options import set_transparent
 
 log = get_logger("proxy")
 
@@ -32,6 +36,7 @@ class Running:
 
     inbound: tuple[Address, ...]
     outbound: tuple[Address, ...]
+    captured: tuple[Address, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,6 +44,7 @@ class _Port:
     listen: Address
     handler: Handler
     needs_identity: bool
+    transparent: bool = False
 
 
 async def serve(
@@ -87,6 +93,8 @@ class _Doors:
                 "choose another address, or stop what uses it"
             ) from error
         for listener in listeners:
+            if port.transparent:
+                _take_over(listener)
             self._acceptors.start_soon(self._accept, listener, port.handler)
         host, bound, *_ = listeners[0].socket.getsockname()
         return Address(host, bound)
@@ -106,8 +114,12 @@ async def _open_all(
         await identities.ready()
     bound |= {port: await doors.open(port) for port in secured}
     addresses = [bound[port] for port in ports]
-    count = len(config.inbound)
-    return Running(inbound=tuple(addresses[:count]), outbound=tuple(addresses[count:]))
+    first, last = len(config.inbound), len(config.inbound) + len(config.outbound)
+    return Running(
+        inbound=tuple(addresses[:first]),
+        outbound=tuple(addresses[first:last]),
+        captured=tuple(addresses[last:]),
+    )
 
 
 def _ports(config: ProxyConfig, tls: MeshTls) -> list[_Port]:
@@ -132,7 +144,57 @@ def _ports(config: ProxyConfig, tls: MeshTls) -> list[_Port]:
         )
         for port in config.outbound
     ]
-    return [*inbound, *outbound]
+    return [*inbound, *outbound, *_captured_ports(config, tls)]
+
+
+def _captured_ports(config: ProxyConfig, tls: MeshTls) -> list[_Port]:
+    """Listen on every address of either family: redirected connections arrive at any of them."""
+    captured = config.captured
+    if captured is None:
+        return []
+    transparent = captured.interception is InterceptionMode.TPROXY
+    delivery = Delivery(transparent=transparent, proxy_protocol_ports=captured.proxy_protocol_ports)
+
+    def serve_inbound(port: Inbound, arrival: Arrival, patience: float) -> Handler:
+        return InboundHandler(
+            port,
+            tls,
+            detect_timeout=patience,
+            connect_timeout=config.connect_timeout,
+            arrival=arrival,
+        ).serve
+
+    def serve_outbound(port: Outbound) -> Handler:
+        return OutboundHandler(port, tls, connect_timeout=config.connect_timeout).serve
+
+    ports: list[_Port] = []
+    for host in wildcard_hosts():
+        inbound = Address(host, captured.inbound_port)
+        outbound = Address(host, captured.outbound_port)
+        way_in = CapturedInbound(
+            captured,
+            inbound,
+            serve_inbound,
+            detect_timeout=config.detect_timeout,
+            delivery=delivery,
+        )
+        way_out = CapturedOutbound(captured, outbound, serve_outbound)
+        ports += [
+            _Port(
+                listen=inbound, handler=way_in.serve, needs_identity=True, transparent=transparent
+            ),
+            _Port(listen=outbound, handler=way_out.serve, needs_identity=True),
+        ]
+    return ports
+
+
+def _take_over(listener: trio.SocketListener) -> None:
+    try:
+        set_transparent(listener.socket)
+    except PermissionError as error:
+        raise ConfigError(
+            "--capture TPROXY needs the capability CAP_NET_ADMIN: give it, or use REDIRECT"
+        ) from error
 
 
 async def _hold_connections(
@@ -154,4 +216,5 @@ def _facts(running: Running) -> dict[str, list[str]]:
     return {
         "inbound": [str(address) for address in running.inbound],
         "outbound": [str(address) for address in running.outbound],
+        **({"captured": [str(one) for one in running.captured]} if running.captured else {}),
     }

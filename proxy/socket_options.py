@@ -28,6 +28,9 @@ KEEPALIVE_PROBES = 9
 RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 """struct linger {on, 0 seconds}: close() drops what is unsent and sends RST."""
 
+IP_TRANSPARENT, IPV6_TRANSPARENT = 19, 75
+"""linux/in.h, linux/in6.h: take connections that TPROXY hands over."""
+
 STALL_TIMEOUT = 5.0
 """Seconds without one byte acknowledged after which waiting for delivery is given up."""
 
@@ -46,6 +49,14 @@ def tune(stream: trio.SocketStream) -> None:
     stream.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, KEEPALIVE_IDLE)
     stream.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, KEEPALIVE_INTERVAL)
     stream.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, KEEPALIVE_PROBES)
+
+
+def set_transparent(sock: socket.socket | trio.socket.SocketType) -> None:
+    """Let a socket have addresses that are not this machine's. Raises PermissionError."""
+    if sock.family == socket.AF_INET6:
+        sock.setsockopt(socket.IPPROTO_IPV6, IPV6_TRANSPARENT, 1)
+    else:
+        sock.setsockopt(socket.IPPROTO_IP, IP_TRANSPARENT, 1)
 
 
 def peer_address(stream: trio.SocketStream) -> str:

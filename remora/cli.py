@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from mesh.errors import ConfigError, RemoraError
-from remora.commands import agent, ca, check, demo, describe, proxy, token
+from remora.commands import agent, ca, capture, check, demo, describe, proxy, token
 from remora.program import EXIT_BAD_CONFIG, EXIT_FAILURE, complain
 
 app = typer.Typer(
@@ -24,6 +24,7 @@ app.add_typer(ca.app, name="ca")
 app.add_typer(token.app, name="token")
 app.add_typer(agent.app, name="agent")
 app.add_typer(proxy.app, name="proxy")
+app.add_typer(capture.app, name="capture")
 app.command(name="demo")(demo.demo)
 app.command(name="describe")(describe.describe)
 app.command(name="check")(check.check)

@@ -69,7 +69,7 @@ def test_there_are_commands_to_check() -> None:
 
 @pytest.mark.parametrize("package", [agent, ca, proxy], ids=lambda module: module.__name__)
 def test_every_reason_is_explained(package: ModuleType) -> None:
-    for module in pkgutil.iter_modules(package.__path__, f"{package.__name__}."):
+    for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
         importlib.import_module(module.name)
     text = (ROOT / "docs/operations.md").read_text()
     for error in leaves(RemoraError):

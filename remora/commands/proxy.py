@@ -37,6 +37,32 @@ def run(  # noqa: PLR0913 - one parameter per flag
         list[str] | None,
         typer.Option(metavar="PORT=MODE", help="Mode of one port of the app. Repeatable."),
     ] = None,
+    capture: Annotated[
+        str | None,
+        typer.Option(metavar="MODE", help="Serve captured traffic: REDIRECT or TPROXY."),
+    ] = None,
+    destination: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="IP:PORT@ID[,ID]",
+            help="Captured: a peer that does mutual TLS, and who it must be. Repeatable.",
+        ),
+    ] = None,
+    outbound_policy: Annotated[
+        str, typer.Option(metavar="POLICY", help="Captured: ALLOW_ANY or REGISTRY_ONLY.")
+    ] = "ALLOW_ANY",
+    server_first_port: Annotated[
+        list[int] | None,
+        typer.Option(metavar="PORT", help="Captured: where the server speaks first. Repeatable."),
+    ] = None,
+    app_proxy_protocol: Annotated[
+        list[int] | None,
+        typer.Option(metavar="PORT", help="Captured: where the app wants PROXY v2. Repeatable."),
+    ] = None,
+    trust_proxy_protocol: Annotated[
+        list[str] | None,
+        typer.Option(metavar="CIDR", help="Captured: load balancers that send it. Repeatable."),
+    ] = None,
     trust_domain_alias: Annotated[
         list[str] | None,
         typer.Option(metavar="TD", help="One more trust domain to admit. Repeatable."),
@@ -56,6 +82,7 @@ def run(  # noqa: PLR0913 - one parameter per flag
     certificate. Whatever fails is reset; nothing falls back to plaintext.
     """
     from mesh.duration import parse_duration
+    from proxy.captured_flags import parse_captured
     from proxy.config import (
         ProxyConfig,
         parse_inbound,
@@ -68,10 +95,21 @@ def run(  # noqa: PLR0913 - one parameter per flag
     from remora.program import run_program
 
     mode, modes = parse_mode(mtls_mode), parse_port_modes(port_mtls or ())
+    captured = parse_captured(
+        capture,
+        mode=mode,
+        port_modes=modes,
+        destinations=destination or (),
+        outbound_policy=outbound_policy,
+        server_first_ports=server_first_port or (),
+        proxy_protocol_ports=app_proxy_protocol or (),
+        balancers=trust_proxy_protocol or (),
+    )
     config = ProxyConfig(
         agent_socket=agent_socket,
-        inbound=parse_inbound(inbound or (), mode, modes),
+        inbound=parse_inbound(inbound or (), mode, modes, elsewhere=captured is not None),
         outbound=parse_outbound(outbound or ()),
+        captured=captured,
         trust_domain_aliases=parse_trust_domains(trust_domain_alias or ()),
         detect_timeout=parse_duration(detect_timeout).total_seconds(),
         connect_timeout=parse_duration(connect_timeout).total_seconds(),

@@ -1,0 +1,1 @@
+"""Transparent capture: kernel rules that lead an app's connections through the proxy."""
