@@ -25,11 +25,14 @@ CONNECT_TIMEOUT = timedelta(seconds=10)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Inbound:
-    """A way in: where peers connect, the app behind it, and what the port takes."""
+    """A way in: where peers connect, the app behind it, and what the port takes.
+
+    Without a mode that is the control plane's to decide.
+    """
 
     listen: Address
     app: Address
-    mode: MtlsMode
+    mode: MtlsMode | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

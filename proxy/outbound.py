@@ -87,7 +87,7 @@ class OutboundHandler:
         leg = await self._tls.connect(
             stream,
             server_name=server_name(self._port.destination.host, self._port.destination.port),
-            expected=self._port.identities,
+            expected=[str(identity) for identity in self._port.identities],
             peer=peer,
         )
         connection.peer_id = leg.session.peer_id

@@ -110,4 +110,4 @@ def _log_failure(
 ) -> None:
     # Resets and health checks happen all day; a warning is for what needs somebody's hand.
     write = log.info if everyday else log.warning
-    write(event, reason=failure.reason, detail=str(failure), **facts)
+    write(event, reason=failure.reason, detail=str(failure), **failure.facts, **facts)

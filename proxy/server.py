@@ -15,10 +15,12 @@ from proxy.handshake import MeshTls
 from proxy.identity import IdentityStore
 from proxy.inbound import InboundHandler
 from proxy.listener import Handler, accept_forever, connection_limit
+from proxy.live_policy import LivePolicy
 from proxy.mode import MtlsMode
 from proxy.outbound import OutboundHandler
 from proxy.sds import follow_identity, node_id
 from proxy.sds_state import SecretsState
+from proxy.view import fixed_view
 
 log = get_logger("proxy")
 
@@ -117,6 +119,7 @@ def _ports(config: ProxyConfig, tls: MeshTls) -> list[_Port]:
             handler=InboundHandler(
                 port,
                 tls,
+                LivePolicy(fixed_view(port.mode or MtlsMode.STRICT)),
                 detect_timeout=config.detect_timeout,
                 connect_timeout=config.connect_timeout,
             ).serve,
