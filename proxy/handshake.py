@@ -48,6 +48,9 @@ class _Contexts:
     server: TlsContext
     client: TlsContext
 
+    def describe(self) -> str:
+        return describe_roots(self.bundles)
+
 
 class MeshTls:
     """Shakes hands with mesh peers, with whatever identity is the newest at that moment.
@@ -90,7 +93,7 @@ class MeshTls:
         else:
             check = only_trust_domains(self._aliases | {contexts.identity.svid.id.trust_domain})
         session = contexts.server.session(self._now(), check_peer=check)
-        return await _shake_hands(stream, session, contexts.bundles, peer)
+        return await shake_hands(stream, session, peer, contexts.describe)
 
     async def connect(
         self,
@@ -107,8 +110,14 @@ class MeshTls:
         """
         contexts = self._contexts()
         check = None if expected is None else only_identities(expected)
-        session = contexts.client.session(self._now(), server_name=server_name, check_peer=check)
-        return await _shake_hands(stream, session, contexts.bundles, peer)
+        try:
+            session = contexts.client.session(
+                self._now(), server_name=server_name, check_peer=check
+            )
+        except TlsError as error:
+            reset(stream)
+            raise handshake_failure(error, peer) from error
+        return await shake_hands(stream, session, peer, contexts.describe)
 
     def _contexts(self) -> _Contexts:
         identity, domains = self._newest(), self._mesh_domains()
@@ -193,15 +202,19 @@ def describe_roots(bundles: Bundles) -> str:
     return ", ".join(names) or "no roots"
 
 
-async def _shake_hands(
-    stream: trio.SocketStream, session: TlsSession, bundles: Bundles, peer: str
+async def shake_hands(
+    stream: trio.SocketStream, session: TlsSession, peer: str, roots: Callable[[], str]
 ) -> TlsStream:
+    """Complete a handshake with `peer`, judged by what `roots` describes.
+
+    Raises ConnectionFailed leaves, and then, as when it is cancelled, has reset the stream.
+    """
     tls, complete = TlsStream(stream, session), False
     try:
         error = await _handshake_error(tls)
         if error is not None:
             await wait_delivered(stream)  # the alert, which a reset would overtake
-            raise _failure(error, bundles, peer) from error
+            raise _failure(error, roots, peer) from error
         complete = True
     finally:
         if not complete:
@@ -220,7 +233,7 @@ async def _handshake_error(tls: TlsStream) -> _HandshakeError | None:
     return None
 
 
-def _failure(error: _HandshakeError, bundles: Bundles, peer: str) -> ConnectionFailed:
+def _failure(error: _HandshakeError, roots: Callable[[], str], peer: str) -> ConnectionFailed:
     if isinstance(error, trio.BrokenResourceError):
         return PeerClosed(peer)
-    return handshake_failure(error, peer, roots=describe_roots(bundles))
+    return handshake_failure(error, peer, roots=roots())

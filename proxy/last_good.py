@@ -56,9 +56,9 @@ class _File(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     content: msgspec.Raw
 
 
-def write_last_good(directory: Path, state: DiscoveryState) -> None:
-    """Keep what `state` holds. Raises ConfigError if the directory cannot be used."""
-    write_private(private_directory(directory) / FILE_NAME, encode_last_good(state))
+def write_last_good(directory: Path, content: bytes) -> None:
+    """Keep what `encode_last_good` returned. Raises ConfigError if the directory cannot be used."""
+    write_private(private_directory(directory) / FILE_NAME, content)
 
 
 def read_last_good(directory: Path, state: DiscoveryState) -> bool:

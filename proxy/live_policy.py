@@ -14,6 +14,7 @@ from contextlib import contextmanager
 
 import trio
 
+from mesh.address import Address
 from mesh.log import get_logger
 from mesh.policy.decision import Decision
 from mesh.spiffe import SpiffeId
@@ -21,6 +22,7 @@ from proxy.admission import Known, decide, refusal
 from proxy.errors import ConnectionFailed
 from proxy.policy_errors import PolicyChanged
 from proxy.report import Transport
+from proxy.route import Route
 from proxy.view import View
 
 log = get_logger("proxy.policy")
@@ -88,6 +90,10 @@ class LivePolicy:
         if self._view is None:
             raise RuntimeError("no port may be open before there is a view")
         return self._view
+
+    def route(self, destination: Address, subset: str = "") -> Route:
+        """Return the way to a destination as the view in force has it."""
+        return self.view.route(destination, subset)
 
     @property
     def is_there(self) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from random import Random
 
 import trio
 
@@ -10,17 +11,24 @@ from mesh.address import Address
 from mesh.clock import Now, system_now
 from mesh.errors import ConfigError
 from mesh.log import get_logger
-from proxy.config import ProxyConfig
+from mesh.policy.selection import Workload
+from proxy.balancer import Balancer
+from proxy.config import Discovery, ProxyConfig
+from proxy.discovery import follow_policy
+from proxy.discovery_state import DiscoveryState
 from proxy.handshake import MeshTls
 from proxy.identity import IdentityStore
 from proxy.inbound import InboundHandler
 from proxy.listener import Handler, accept_forever, connection_limit
 from proxy.live_policy import LivePolicy
 from proxy.mode import MtlsMode
+from proxy.node import called_hosts, node_for
+from proxy.origination import OriginatedTls
 from proxy.outbound import OutboundHandler
+from proxy.reach import Outward
 from proxy.sds import follow_identity, node_id
 from proxy.sds_state import SecretsState
-from proxy.view import fixed_view
+from proxy.view import ViewCompiler, fixed_view
 
 log = get_logger("proxy")
 
@@ -51,24 +59,59 @@ async def serve(
 ) -> None:
     """Run the proxy until cancelled; then open connections get DRAIN_SECONDS to finish.
 
-    Ports that do mutual TLS are opened once the agent has delivered a certificate: before that
-    a connection could only be refused, and a closed port tells health checks the truth. Raises
-    ConfigError if a port cannot be opened.
+    Ports that do mutual TLS are opened once the agent has delivered a certificate, and where the
+    control plane decides, all ports once its policies are there: before that a connection could
+    only be refused, and a closed port tells health checks the truth. Raises ConfigError if a port
+    cannot be opened.
     """
-    identities, stop = IdentityStore(), trio.Event()
+    identities, policy, stop = IdentityStore(), LivePolicy(), trio.Event()
     secrets = SecretsState(node_id(), config.trust_domain_aliases)
-    tls = MeshTls(lambda: identities.current, now, trust_domain_aliases=config.trust_domain_aliases)
+    tls = MeshTls(
+        lambda: identities.current,
+        now,
+        trust_domain_aliases=config.trust_domain_aliases,
+        mesh_domains=lambda: policy.view.trust_domains if policy.is_there else None,
+    )
     async with trio.open_nursery() as nursery:
         nursery.start_soon(follow_identity, config.agent_socket, secrets, identities, now)
         try:
             connections = await nursery.start(_hold_connections, stop)
             async with trio.open_nursery() as acceptors:
                 doors = _Doors(acceptors, connections)
-                running = await _open_all(config, tls, identities, doors)
+                if config.discovery is not None:
+                    await _await_policy(config, config.discovery, identities, policy, nursery)
+                ports = _ports(config, tls, policy, now)
+                running = await _open_all(config, ports, identities, doors)
                 log.info("proxy ready", **_facts(running))
                 task_status.started(running)
         finally:
             stop.set()
+
+
+async def _await_policy(
+    config: ProxyConfig,
+    discovery: Discovery,
+    identities: IdentityStore,
+    policy: LivePolicy,
+    nursery: trio.Nursery,
+) -> None:
+    """Begin to follow the control plane, as whom the certificate says, and wait for its policies.
+
+    Raises ConfigError for an identity that is no workload's.
+    """
+    if identities.current is None:
+        log.info("waiting for a certificate from the agent", socket=str(config.agent_socket))
+    identity = await identities.ready()
+    node = node_for(discovery, identity.svid.id)
+    compiler = ViewCompiler(Workload(namespace=node.namespace, labels=node.labels))
+    nursery.start_soon(
+        follow_policy,
+        config.agent_socket,
+        DiscoveryState(node, called_hosts(config)),
+        lambda received: policy.publish(compiler.compile(received)),
+        discovery.state_dir,
+    )
+    await policy.ready()
 
 
 class _Doors:
@@ -98,9 +141,8 @@ class _Doors:
 
 
 async def _open_all(
-    config: ProxyConfig, tls: MeshTls, identities: IdentityStore, doors: _Doors
+    config: ProxyConfig, ports: list[_Port], identities: IdentityStore, doors: _Doors
 ) -> Running:
-    ports = _ports(config, tls)
     bound = {port: await doors.open(port) for port in ports if not port.needs_identity}
     secured = [port for port in ports if port.needs_identity]
     if secured and identities.current is None:
@@ -112,14 +154,21 @@ async def _open_all(
     return Running(inbound=tuple(addresses[:count]), outbound=tuple(addresses[count:]))
 
 
-def _ports(config: ProxyConfig, tls: MeshTls) -> list[_Port]:
+def _ports(config: ProxyConfig, tls: MeshTls, policy: LivePolicy, now: Now) -> list[_Port]:
+    outward = Outward(
+        tls,
+        OriginatedTls(now),
+        Balancer(Random().random, trio.current_time),  # noqa: S311 - nothing secret is chosen
+        policy,
+        connect_timeout=config.connect_timeout,
+    )
     inbound = [
         _Port(
             listen=port.listen,
             handler=InboundHandler(
                 port,
                 tls,
-                LivePolicy(fixed_view(port.mode or MtlsMode.STRICT)),
+                policy if port.mode is None else LivePolicy(fixed_view(port.mode)),
                 detect_timeout=config.detect_timeout,
                 connect_timeout=config.connect_timeout,
             ).serve,
@@ -130,8 +179,8 @@ def _ports(config: ProxyConfig, tls: MeshTls) -> list[_Port]:
     outbound = [
         _Port(
             listen=port.listen,
-            handler=OutboundHandler(port, tls, connect_timeout=config.connect_timeout).serve,
-            needs_identity=bool(port.identities),
+            handler=OutboundHandler(port, outward).serve,
+            needs_identity=port.identities is None or bool(port.identities),
         )
         for port in config.outbound
     ]

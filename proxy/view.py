@@ -10,7 +10,9 @@ import math
 from dataclasses import dataclass
 from typing import Protocol
 
+from mesh.address import Address
 from mesh.policy.authorization import Authorization, providers_of
+from mesh.policy.destination import Client
 from mesh.policy.peer_authentication import EffectiveModes, PeerAuthentications
 from mesh.policy.rules import CompiledPolicy, compile_policy
 from mesh.policy.selection import Workload, applicable
@@ -20,6 +22,8 @@ from mesh.resources.mesh_config import MeshConfig
 from mesh.resources.security import AuthorizationPolicy
 from proxy.mode import MtlsMode
 from proxy.received import Received
+from proxy.route import Blocked, OutboundBlocked, Route
+from proxy.router import Router
 
 DENYING = frozenset(
     {"AuthorizationPolicy", "PeerAuthentication", "RequestAuthentication", "MeshConfig"}
@@ -85,6 +89,13 @@ class View:
     unread: tuple[str, ...] = ()
     config: MeshConfig = DEFAULTS
     version: str = ""
+    router: Router | None = None
+
+    def route(self, destination: Address, subset: str = "") -> Route:
+        """Return the way to a destination. Without a registry there is none."""
+        if self.router is None:
+            return Blocked(kind=OutboundBlocked, why=f"no registry says how to reach {destination}")
+        return self.router.route(destination, subset)
 
     @property
     def detect_timeout(self) -> float | None:
@@ -109,6 +120,7 @@ class ViewCompiler:
 
     def __init__(self, workload: Workload) -> None:
         self._workload = workload
+        self._client = Client(namespace=workload.namespace, labels=workload.labels)
         self._received: Received | None = None
         self._compiled: dict[str, tuple[AuthorizationPolicy, CompiledPolicy]] = {}
         self._view: View | None = None
@@ -128,6 +140,7 @@ class ViewCompiler:
             unread=tuple(str(one) for one in received.unread if one.kind in DENYING),
             config=config,
             version=received.version,
+            router=self._router(received, last, view),
         )
         self._received, self._view = received, made
         return made
@@ -152,6 +165,20 @@ class ViewCompiler:
         return Authorization(
             [compiled for _, compiled in self._compiled.values()], providers=providers_of(config)
         )
+
+    def _router(self, received: Received, last: Received | None, view: View | None) -> Router:
+        if last is not None and view is not None and view.router is not None:
+            unchanged = (
+                last.config is received.config
+                and last.service_entries is received.service_entries
+                and last.workload_entries is received.workload_entries
+                and last.destination_rules is received.destination_rules
+                and last.peer_authentications is received.peer_authentications
+                and last.unread == received.unread
+            )
+            if unchanged:
+                return view.router
+        return Router(received, self._client)
 
     def _compile_changed(self, policies: list[AuthorizationPolicy], domains: TrustDomains) -> None:
         before, self._compiled = self._compiled, {}

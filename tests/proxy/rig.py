@@ -18,6 +18,7 @@ from mesh.tls import TlsContext, client_context, server_context
 from mesh.tls_errors import TlsError
 from mesh.tls_stream import TlsStream
 from mesh.verify import PeerRejected
+from proxy.balancer import Balancer
 from proxy.config import Inbound, Outbound
 from proxy.handshake import MeshTls
 from proxy.identity import Identity
@@ -25,7 +26,9 @@ from proxy.inbound import InboundHandler
 from proxy.listener import Handler
 from proxy.live_policy import LivePolicy
 from proxy.mode import MtlsMode
+from proxy.origination import OriginatedTls
 from proxy.outbound import OutboundHandler
+from proxy.reach import Outward
 from proxy.view import fixed_view
 from tests.pki import NOW, Authority
 from tests.proxy.network import CLIENT_ID, SERVER_ID, connect, port_of, tcp_listener
@@ -123,18 +126,31 @@ def inbound(mesh: Mesh, mode: MtlsMode | LivePolicy, app_port: int) -> Handler:
     ).serve
 
 
+def outward(mesh: Mesh, policy: LivePolicy | None = None) -> Outward:
+    """Return the ways out of a proxy; chance always takes the first endpoint."""
+    return Outward(
+        mesh.tls,
+        OriginatedTls(lambda: mesh.time),
+        Balancer(lambda: 0.0, trio.current_time),
+        policy or LivePolicy(),
+        connect_timeout=CONNECT,
+    )
+
+
 def outbound(
     mesh: Mesh,
     destination_port: int,
     *identities: SpiffeId,
     host: str = "127.0.0.1",
+    policy: LivePolicy | None = None,
 ) -> Handler:
+    """Serve a way out: to these identities, or as policy says."""
     port = Outbound(
         listen=Address("127.0.0.1", 0),
         destination=Address(host, destination_port),
-        identities=frozenset(identities),
+        identities=frozenset(identities) if policy is None else None,
     )
-    return OutboundHandler(port, mesh.tls, connect_timeout=CONNECT).serve
+    return OutboundHandler(port, outward(mesh, policy)).serve
 
 
 def client(

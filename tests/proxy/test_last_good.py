@@ -31,7 +31,7 @@ POLICY_URL = URL_OF[AuthorizationPolicy]
 def test_what_was_held_is_held_again(tmp_path: Path) -> None:
     state = told(DENY, STRICT)
     state.take(respond(POLICY_URL, unreadable(), version="8"))
-    write_last_good(tmp_path, state)
+    write_last_good(tmp_path, encode_last_good(state))
     again = DiscoveryState(NODE)
     assert read_last_good(tmp_path, again)
     assert again.complete
@@ -41,7 +41,7 @@ def test_what_was_held_is_held_again(tmp_path: Path) -> None:
 
 
 def test_the_file_is_private(tmp_path: Path) -> None:
-    write_last_good(tmp_path, told())
+    write_last_good(tmp_path, encode_last_good(told()))
     assert (tmp_path / FILE_NAME).stat().st_mode & 0o777 == 0o600
     assert [path.name for path in tmp_path.iterdir()] == [FILE_NAME]
 
@@ -55,11 +55,11 @@ def test_without_a_file_there_is_nothing_to_begin_with(tmp_path: Path) -> None:
 def test_a_directory_that_others_may_write_to_is_refused(tmp_path: Path) -> None:
     tmp_path.chmod(0o777)
     with pytest.raises(ConfigError, match="writable by others"):
-        write_last_good(tmp_path, told())
+        write_last_good(tmp_path, encode_last_good(told()))
 
 
 def test_a_damaged_file_is_refused_with_a_sentence(tmp_path: Path) -> None:
-    write_last_good(tmp_path, told(DENY))
+    write_last_good(tmp_path, encode_last_good(told(DENY)))
     path = tmp_path / FILE_NAME
     path.write_bytes(path.read_bytes()[:-40])
     state = DiscoveryState(NODE)
