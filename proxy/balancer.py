@@ -56,10 +56,11 @@ class Balancer:
         first is better than nobody.
         """
         left = [one for one in way.candidates if one not in tried]
-        if len(left) < 2 or not way.kept:
+        if not way.kept:
             return left[0] if left else None
-        cluster = self._cluster(way)
-        now = self._now()
+        cluster, now = self._cluster(way), self._now()
+        if len(left) < 2:
+            return left[0] if left else None
         healthy = [one for one in left if cluster.of(one).until <= now]
         if not healthy:
             return min(left, key=lambda one: cluster.of(one).until)

@@ -26,6 +26,7 @@ from proxy.node import called_hosts, node_for
 from proxy.origination import OriginatedTls
 from proxy.outbound import OutboundHandler
 from proxy.reach import Outward
+from proxy.received import Received
 from proxy.sds import follow_identity, node_id
 from proxy.sds_state import SecretsState
 from proxy.view import ViewCompiler, fixed_view
@@ -104,11 +105,15 @@ async def _await_policy(
     identity = await identities.ready()
     node = node_for(discovery, identity.svid.id)
     compiler = ViewCompiler(Workload(namespace=node.namespace, labels=node.labels))
+
+    def publish(received: Received) -> None:
+        policy.publish(compiler.compile(received))
+
     nursery.start_soon(
         follow_policy,
         config.agent_socket,
         DiscoveryState(node, called_hosts(config)),
-        lambda received: policy.publish(compiler.compile(received)),
+        publish,
         discovery.state_dir,
     )
     await policy.ready()

@@ -29,7 +29,7 @@ def resources(text: str) -> tuple[Resource, ...]:
 
 def read_all(objects: Iterable[Any]) -> tuple[Resource, ...]:
     loaded = load_objects(one for one in objects if one is not None)
-    assert loaded.problems == ()
+    assert loaded.problems == (), loaded.problems
     return loaded.resources
 
 
