@@ -19,19 +19,21 @@ from __future__ import annotations
 import enum
 from collections.abc import Sequence
 from datetime import datetime
+from typing import Protocol
 
 from cryptography import x509
 from OpenSSL import SSL, crypto
 
 from mesh.bundle import Bundles
 from mesh.spiffe import SpiffeId
-from mesh.svid import X509Svid
+from mesh.svid import PrivateKey, X509Svid
 from mesh.tls_errors import TlsClosed, TlsError, from_openssl
 from mesh.tls_peer import PeerCheck, PeerJudge, Verify, dns_verifier, svid_verifier
 from mesh.verify import MAX_CHAIN, add_authorities
 
 __all__ = [
     "ClientCertificate",
+    "Credential",
     "PeerCheck",
     "TlsClosed",
     "TlsContext",
@@ -76,6 +78,25 @@ class ClientCertificate(enum.Enum):
     NONE = SSL.VERIFY_NONE
 
 
+class Credential(Protocol):
+    """A certificate chain with its key: an SVID, or what else a server may know us by."""
+
+    @property
+    def leaf(self) -> x509.Certificate:
+        """The certificate of the key."""
+        ...
+
+    @property
+    def chain(self) -> tuple[x509.Certificate, ...]:
+        """The leaf, then its intermediates."""
+        ...
+
+    @property
+    def key(self) -> PrivateKey:
+        """The private key."""
+        ...
+
+
 class TlsContext:
     """The settings that many sessions share. Make one with the functions below."""
 
@@ -86,7 +107,7 @@ class TlsContext:
         *,
         server: bool,
         mode: int,
-        svid: X509Svid | None,
+        svid: Credential | None,
         alpn: Sequence[bytes],
     ) -> None:
         self._server = server
@@ -124,11 +145,15 @@ class TlsContext:
 
         self._context.set_alpn_select_callback(select)  # type: ignore[arg-type]
 
-    def _set_certificate(self, svid: X509Svid) -> None:
+    def _set_certificate(self, svid: Credential) -> None:
         self._context.use_certificate(svid.leaf)
         for certificate in svid.chain[1:]:
             self._context.add_extra_chain_cert(certificate)
         self._context.use_privatekey(svid.key)
+
+    def trust_the_system(self) -> None:
+        """Judge by the roots that the operating system trusts, too."""
+        self._context.set_default_verify_paths()
 
     def session(
         self,
@@ -139,8 +164,8 @@ class TlsContext:
     ) -> TlsSession:
         """Begin one connection, judging validity at `now`.
 
-        `server_name` is the SNI a client sends. `check_peer` may refuse a proven identity; its
-        PeerRejected is what `TlsSession.handshake` raises.
+        `server_name` is the SNI a client sends; TlsError if it is no host name. `check_peer` may
+        refuse a proven identity; its PeerRejected is what `TlsSession.handshake` raises.
         """
         connection = SSL.Connection(self._context, None)
         if self._server:
@@ -148,7 +173,7 @@ class TlsContext:
         else:
             connection.set_connect_state()
             if server_name is not None:
-                connection.set_tlsext_host_name(server_name.encode("idna"))
+                connection.set_tlsext_host_name(_server_name(server_name))
         return TlsSession(connection, self._verify, now, check_peer)
 
 
@@ -267,6 +292,13 @@ class TlsSession:
         """The SNI of the connection, as the client sent it."""
         name = self._connection.get_servername()
         return None if name is None else name.decode("ascii", "replace")
+
+
+def _server_name(name: str) -> bytes:
+    try:
+        return name.encode("idna")
+    except UnicodeError as error:
+        raise TlsError(f"{name!r} cannot be sent as a server name: {error}") from error
 
 
 def _store_of(context: SSL.Context) -> crypto.X509Store:

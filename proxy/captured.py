@@ -45,7 +45,8 @@ class Captured:
     interception: InterceptionMode = InterceptionMode.REDIRECT
     inbound_port: int = INBOUND_PORT
     outbound_port: int = OUTBOUND_PORT
-    mode: MtlsMode = MtlsMode.PERMISSIVE
+    mode: MtlsMode | None = MtlsMode.PERMISSIVE
+    """Of every port of the app; with None the control plane decides, also on destinations."""
     port_modes: Mapping[int, MtlsMode] = field(default_factory=dict[int, MtlsMode])
     destinations: Mapping[Address, frozenset[SpiffeId]] = field(
         default_factory=dict[Address, frozenset[SpiffeId]]
@@ -62,8 +63,8 @@ class Captured:
         """The ports that no captured connection may be going to."""
         return OWN_PORTS | {self.inbound_port, self.outbound_port}
 
-    def mode_of(self, port: int) -> MtlsMode:
-        """Return the mutual TLS mode of a port of the app."""
+    def mode_of(self, port: int) -> MtlsMode | None:
+        """Return the mutual TLS mode of a port of the app, None if the control plane decides."""
         return self.port_modes.get(port, self.mode)
 
     def detect_timeout_of(self, port: int, usual: float) -> float:

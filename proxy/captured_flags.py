@@ -17,7 +17,7 @@ from proxy.mode import MtlsMode
 def parse_captured(
     interception: str | None,
     *,
-    mode: MtlsMode,
+    mode: MtlsMode | None,
     port_modes: Mapping[int, MtlsMode],
     destinations: Sequence[str] = (),
     outbound_policy: str = OutboundPolicy.ALLOW_ANY,

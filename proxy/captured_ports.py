@@ -107,9 +107,12 @@ class CapturedOutbound:
 
 
 def route(destination: Address, listen: Address, captured: Captured) -> Outbound:
-    """Decide how an outbound connection reaches its destination. Raises DestinationUnknown."""
+    """Decide how an outbound connection reaches its destination. Raises DestinationUnknown.
+
+    Where the control plane decides, its registry says what flags do not.
+    """
     identities = captured.destinations.get(destination)
-    if identities is None:
+    if identities is None and captured.mode is not None:
         if captured.outbound_policy is OutboundPolicy.REGISTRY_ONLY:
             raise DestinationUnknown(str(destination))
         identities = frozenset[SpiffeId]()

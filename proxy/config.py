@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from difflib import get_close_matches
+from ipaddress import ip_address
 from pathlib import Path
 
 from mesh.address import Address
 from mesh.errors import ConfigError
+from mesh.resources.values import Labels
 from mesh.spiffe import InvalidSpiffeId, SpiffeId, TrustDomain
 from proxy.captured import Captured
 from proxy.mode import MtlsMode
@@ -26,33 +28,56 @@ CONNECT_TIMEOUT = timedelta(seconds=10)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Inbound:
-    """A way in: where peers connect, the app behind it, and what the port takes."""
+    """A way in: where peers connect, the app behind it, and what the port takes.
+
+    Without a mode that is the control plane's to decide.
+    """
 
     listen: Address
     app: Address
-    mode: MtlsMode
+    mode: MtlsMode | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outbound:
     """A way out: where the app connects, where that leads, and who must be there.
 
-    No identities means plaintext.
+    No identities at all means plaintext; None leaves it to the registry who must be there, and how
+    to reach them.
     """
 
     listen: Address
     destination: Address
-    identities: frozenset[SpiffeId]
+    identities: frozenset[SpiffeId] | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Discovery:
+    """How the proxy introduces itself to the control plane, which then decides its policy.
+
+    `addresses` are where others reach the workload. The last good configuration is kept in
+    `state_dir`, None keeps nothing. `group` names the WorkloadGroup to register under.
+    """
+
+    name: str
+    labels: Labels = field(default_factory=dict[str, str])
+    group: str = ""
+    addresses: tuple[str, ...] = ()
+    state_dir: Path | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProxyConfig:
-    """The settings of `remora proxy run`; timeouts in seconds."""
+    """The settings of `remora proxy run`; timeouts in seconds.
+
+    Without `discovery` every port says itself what it takes and who must be at its end.
+    """
 
     agent_socket: Path
     inbound: tuple[Inbound, ...] = ()
     outbound: tuple[Outbound, ...] = ()
     captured: Captured | None = None
+    discovery: Discovery | None = None
     trust_domain_aliases: frozenset[TrustDomain] = frozenset()
     detect_timeout: float = DETECT_TIMEOUT.total_seconds()
     connect_timeout: float = CONNECT_TIMEOUT.total_seconds()
@@ -64,20 +89,23 @@ class ProxyConfig:
         _refuse_repeated(
             [port.listen for port in self.inbound] + [port.listen for port in self.outbound]
         )
+        if self.discovery is None:
+            _refuse_open_questions(self)
         if self.detect_timeout <= 0 or self.connect_timeout <= 0:
             raise ConfigError("--detect-timeout and --connect-timeout must be longer than zero")
 
 
 def parse_inbound(
     flags: Sequence[str],
-    mode: MtlsMode,
+    mode: MtlsMode | None,
     port_modes: Mapping[int, MtlsMode],
     *,
     elsewhere: bool = False,
 ) -> tuple[Inbound, ...]:
     """Parse `--inbound LISTEN=APP` flags. Modes of single ports go by the app's port, as Istio's.
 
-    `elsewhere` says that ports without a flag are served too. Raises ConfigError.
+    Without a mode the control plane decides. `elsewhere` says that ports without a flag are served
+    too. Raises ConfigError.
     """
     ports: list[Inbound] = []
     for flag in flags:
@@ -128,24 +156,27 @@ def parse_mode(text: str) -> MtlsMode:
 
 
 def parse_outbound(flags: Sequence[str]) -> tuple[Outbound, ...]:
-    """Parse `--outbound LISTEN=DESTINATION@ID[,ID]` flags. Raises ConfigError."""
+    """Parse `--outbound LISTEN=DESTINATION[@ID[,ID]]` flags. Raises ConfigError."""
     return tuple(_outbound(flag) for flag in flags)
 
 
 def _outbound(flag: str) -> Outbound:
     listen, equals, rest = flag.partition("=")
     destination, at, who = rest.partition("@")
-    if not equals or not at or not who:
+    if not equals or not destination or bool(at) != bool(who):
         raise ConfigError(
-            f"--outbound {flag!r}: write LISTEN=DESTINATION@SPIFFE_ID[,SPIFFE_ID], such as "
+            f"--outbound {flag!r}: write LISTEN=DESTINATION to go by the registry, such as "
+            "127.0.0.1:9000=httpbin.foo:8000; or LISTEN=DESTINATION@SPIFFE_ID[,SPIFFE_ID], such as "
             "127.0.0.1:9000=10.0.0.2:8443@spiffe://cluster.local/ns/foo/sa/httpbin; "
             f"or @{PLAINTEXT} to go without TLS"
         )
-    identities: frozenset[SpiffeId] = frozenset()
-    if who != PLAINTEXT:
-        identities = frozenset(
-            parse_identity(text, f"--outbound {flag!r}") for text in who.split(",")
-        )
+    identities: frozenset[SpiffeId] | None = None
+    if at:
+        identities = frozenset()
+        if who != PLAINTEXT:
+            identities = frozenset(
+                parse_identity(text, f"--outbound {flag!r}") for text in who.split(",")
+            )
     target = Address.parse(destination)
     if target.port == 0:
         raise ConfigError(f"--outbound {flag!r}: the destination's port cannot be 0")
@@ -169,6 +200,73 @@ def parse_trust_domains(flags: Iterable[str]) -> frozenset[TrustDomain]:
         return frozenset(TrustDomain.parse(flag) for flag in flags)
     except InvalidSpiffeId as error:
         raise ConfigError(f"--trust-domain-alias: {error}") from error
+
+
+def parse_discovery(
+    *,
+    needed: bool,
+    standalone: bool,
+    name: str,
+    labels: Iterable[str],
+    group: str,
+    addresses: Iterable[str],
+    state_dir: Path | None,
+    default_name: str,
+) -> Discovery | None:
+    """Read the flags that are for the control plane; None for a proxy that has no use for one.
+
+    That is one whose modes are flags (`standalone`), and one that leaves no question open (not
+    `needed`). Raises ConfigError, also for flags that could have no effect.
+    """
+    found = Discovery(
+        name=name or default_name,
+        labels=_labels(labels),
+        group=group,
+        addresses=_addresses(addresses),
+        state_dir=state_dir,
+    )
+    given = bool(name or found.labels or group or found.addresses or state_dir)
+    if not standalone:
+        return found if needed or given else None
+    if given:
+        raise ConfigError(
+            "--name, --label, --workload-group, --address and --state-dir are for the control "
+            "plane, and --mtls-mode and --port-mtls leave it out: give either, not both"
+        )
+    return None
+
+
+def _labels(flags: Iterable[str]) -> Labels:
+    labels: dict[str, str] = {}
+    for flag in flags:
+        key, equals, value = flag.partition("=")
+        if not equals or not key:
+            raise ConfigError(f"--label {flag!r}: write KEY=VALUE, such as app=httpbin")
+        if key in labels:
+            raise ConfigError(f"--label: {key} is given twice")
+        labels[key] = value
+    return labels
+
+
+def _addresses(flags: Iterable[str]) -> tuple[str, ...]:
+    try:
+        return tuple(str(ip_address(flag)) for flag in flags)
+    except ValueError as error:
+        raise ConfigError(f"--address: {error}") from error
+
+
+def _refuse_open_questions(config: ProxyConfig) -> None:
+    """Refuse what only a control plane could answer."""
+    for port in config.inbound:
+        if port.mode is None:
+            raise ConfigError(f"nothing says which mode {port.app} has: give --mtls-mode")
+    for way in config.outbound:
+        if way.identities is None:
+            raise ConfigError(
+                f"--outbound to {way.destination} goes by the registry, and modes that are given "
+                f"as flags leave the control plane out: add @SPIFFE_ID or @{PLAINTEXT} to it, or "
+                "leave --mtls-mode and --port-mtls out"
+            )
 
 
 def _refuse_repeated(addresses: Iterable[Address]) -> None:

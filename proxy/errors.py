@@ -6,6 +6,7 @@ who did what and what to do next; it is for the human who reads the log at night
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import ClassVar
 
 from mesh.errors import RemoraError
@@ -25,6 +26,11 @@ class ConnectionFailed(RemoraError):
     """One connection was refused or failed; the proxy lives on."""
 
     reason: ClassVar[str] = "connection_failed"
+
+    @property
+    def facts(self) -> Mapping[str, str | int]:
+        """What the log line shall say beside reason and sentence."""
+        return {}
 
 
 class NoIdentityYet(ConnectionFailed):
@@ -101,16 +107,27 @@ class ProxyHeaderMissing(ConnectionFailed):
 # Before the handshake: what the first bytes told.
 
 
+def by(policy: str) -> str:
+    """Name the PeerAuthentication that set a mode; none where a flag did, or the default."""
+    return f" by PeerAuthentication {policy}" if policy else ""
+
+
 class PlaintextOnStrict(ConnectionFailed):
     """Plaintext came to a port that takes only mutual TLS."""
 
     reason = "plaintext_on_strict"
 
-    def __init__(self, peer: str, port: int) -> None:
+    def __init__(self, peer: str, port: int, decided_by: str = "") -> None:
         super().__init__(
-            f"peer {peer} spoke plaintext to port {port}, which is STRICT: "
+            f"peer {peer} spoke plaintext to port {port}, which is STRICT{by(decided_by)}: "
             "give it a sidecar, or set the port to PERMISSIVE"
         )
+        self._decided_by = decided_by
+
+    @property
+    def facts(self) -> Mapping[str, str | int]:
+        """Name the PeerAuthentication, if it was one."""
+        return {"policy": self._decided_by} if self._decided_by else {}
 
 
 class DetectionTimeout(ConnectionFailed):
@@ -118,9 +135,10 @@ class DetectionTimeout(ConnectionFailed):
 
     reason = "detection_timeout"
 
-    def __init__(self, peer: str, port: int, seconds: float) -> None:
+    def __init__(self, peer: str, port: int, seconds: float, decided_by: str = "") -> None:
         super().__init__(
-            f"peer {peer} did not begin TLS within {seconds:g} s on port {port}, which is STRICT: "
+            f"peer {peer} did not begin TLS within {seconds:g} s on port {port}, "
+            f"which is STRICT{by(decided_by)}: "
             "a protocol in which the server speaks first needs a sidecar on the client's side, "
             "or mode DISABLE on this port"
         )

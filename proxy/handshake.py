@@ -7,14 +7,16 @@ domain, a server by its exact identity (Istio's secure naming).
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
+from contextlib import suppress
 from dataclasses import dataclass
 
 import trio
 
 from mesh.api import MESH_ALPN
-from mesh.bundle import Bundles
+from mesh.bundle import Bundles, TrustBundle
 from mesh.clock import Now
-from mesh.spiffe import SpiffeId, TrustDomain
+from mesh.policy.trust_domains import TrustDomains
+from mesh.spiffe import InvalidSpiffeId, SpiffeId, TrustDomain
 from mesh.tls import PeerCheck, TlsContext, TlsSession, client_context, server_context
 from mesh.tls_errors import TlsError
 from mesh.tls_stream import TlsStream
@@ -28,6 +30,7 @@ from proxy.errors import (
     handshake_failure,
 )
 from proxy.identity import Identity
+from proxy.policy_errors import outside_the_mesh
 from proxy.socket_options import reset, wait_delivered
 
 HANDSHAKE_TIMEOUT = 10.0
@@ -40,8 +43,13 @@ class _Contexts:
     """Both TLS contexts of one identity: dear to make, so kept until the identity changes."""
 
     identity: Identity
+    domains: TrustDomains | None
+    bundles: Bundles
     server: TlsContext
     client: TlsContext
+
+    def describe(self) -> str:
+        return describe_roots(self.bundles)
 
 
 class MeshTls:
@@ -56,9 +64,15 @@ class MeshTls:
         now: Now,
         *,
         trust_domain_aliases: Collection[TrustDomain] = (),
+        mesh_domains: Callable[[], TrustDomains | None] = lambda: None,
     ) -> None:
+        """Take the newest identity from `newest`, the trust domains to admit from `mesh_domains`.
+
+        While the mesh settings name none, they are the identity's own and `trust_domain_aliases`.
+        """
         self._newest = newest
         self._now = now
+        self._mesh_domains = mesh_domains
         self._aliases = frozenset(trust_domain_aliases)
         self._cached: _Contexts | None = None
 
@@ -68,48 +82,84 @@ class MeshTls:
         return self._contexts().identity.svid.id
 
     async def accept(self, stream: trio.SocketStream, *, peer: str) -> TlsStream:
-        """Be the server to a client of our trust domain or of an alias of it.
+        """Be the server to a client of a trust domain that is admitted.
 
         `peer` names the client in messages. Put a deadline round it. Raises ConnectionFailed
         leaves, and then has reset the stream.
         """
         contexts = self._contexts()
-        admitted = self._aliases | {contexts.identity.svid.id.trust_domain}
-        session = contexts.server.session(self._now(), check_peer=only_trust_domains(admitted))
-        return await _shake_hands(stream, session, contexts.identity.bundles, peer)
+        if contexts.domains is not None:
+            check = only_the_mesh(contexts.domains)
+        else:
+            check = only_trust_domains(self._aliases | {contexts.identity.svid.id.trust_domain})
+        session = contexts.server.session(self._now(), check_peer=check)
+        return await shake_hands(stream, session, peer, contexts.describe)
 
     async def connect(
         self,
         stream: trio.SocketStream,
         *,
         server_name: str,
-        expected: Collection[SpiffeId],
+        expected: Collection[str] | None,
         peer: str,
     ) -> TlsStream:
-        """Be the client of a server that must prove one of the `expected` identities.
+        """Be the client of a server that must prove one of the `expected` SPIFFE IDs.
 
+        With None any identity of the mesh will do, as in Istio where no service account is known.
         Otherwise as `accept`.
         """
         contexts = self._contexts()
-        session = contexts.client.session(
-            self._now(), server_name=server_name, check_peer=only_identities(expected)
-        )
-        return await _shake_hands(stream, session, contexts.identity.bundles, peer)
+        check = None if expected is None else only_identities(expected)
+        try:
+            session = contexts.client.session(
+                self._now(), server_name=server_name, check_peer=check
+            )
+        except TlsError as error:
+            reset(stream)
+            raise handshake_failure(error, peer) from error
+        return await shake_hands(stream, session, peer, contexts.describe)
 
     def _contexts(self) -> _Contexts:
-        identity = self._newest()
+        identity, domains = self._newest(), self._mesh_domains()
         if identity is None:
             raise NoIdentityYet
-        if self._cached is None or self._cached.identity is not identity:
-            svid, bundles = identity.svid, identity.bundles
+        cached = self._cached
+        if cached is None or cached.identity is not identity or cached.domains != domains:
+            svid, bundles = identity.svid, _bundles_for(identity, domains)
             # Istio: servers look for `istio` among what clients offer, and never select it. Any
             # other choice would promise an HTTP version for an app whose bytes we do not read.
-            self._cached = _Contexts(
+            cached = self._cached = _Contexts(
                 identity=identity,
+                domains=domains,
+                bundles=bundles,
                 server=server_context(svid, bundles),
                 client=client_context(bundles, svid=svid, alpn=[MESH_ALPN]),
             )
-        return self._cached
+        return cached
+
+
+def _bundles_for(identity: Identity, domains: TrustDomains | None) -> Bundles:
+    """Let the mesh's roots speak for every trust domain that the mesh settings name."""
+    if domains is None:
+        return identity.bundles
+    roots = identity.bundles[identity.svid.id.trust_domain].authorities
+    bundles = dict(identity.bundles)
+    for name in domains.names:
+        # A name that is none of SPIFFE's can be in nobody's certificate.
+        with suppress(InvalidSpiffeId):
+            domain = TrustDomain(name)
+            bundles.setdefault(domain, TrustBundle.of(domain, roots))
+    return bundles
+
+
+def only_the_mesh(domains: TrustDomains) -> PeerCheck:
+    """Return a check that lets in members of the mesh's trust domains and nobody else."""
+
+    def check(identity: SpiffeId) -> None:
+        if not domains.accepts(str(identity)):
+            raise outside_the_mesh(identity, domains)
+
+    return check
 
 
 def only_trust_domains(admitted: Collection[TrustDomain]) -> PeerCheck:
@@ -125,20 +175,20 @@ def only_trust_domains(admitted: Collection[TrustDomain]) -> PeerCheck:
     return check
 
 
-def only_identities(expected: Collection[SpiffeId]) -> PeerCheck:
+def only_identities(expected: Collection[str]) -> PeerCheck:
     """Return a check that accepts a server that proves one of `expected`, exactly."""
 
     def check(identity: SpiffeId) -> None:
-        if identity not in expected:
+        if str(identity) not in expected:
             raise WrongIdentity(
                 f"secure naming: expected {_listed(expected)}, but the server proved {identity}: "
-                "somebody else answers at this address, or --outbound names the wrong identity"
+                "somebody else answers at this address, or the expectation is out of date"
             )
 
     return check
 
 
-def _listed(values: Collection[SpiffeId] | Collection[TrustDomain]) -> str:
+def _listed(values: Collection[str] | Collection[TrustDomain]) -> str:
     return " or ".join(sorted(str(value) for value in values))
 
 
@@ -152,15 +202,19 @@ def describe_roots(bundles: Bundles) -> str:
     return ", ".join(names) or "no roots"
 
 
-async def _shake_hands(
-    stream: trio.SocketStream, session: TlsSession, bundles: Bundles, peer: str
+async def shake_hands(
+    stream: trio.SocketStream, session: TlsSession, peer: str, roots: Callable[[], str]
 ) -> TlsStream:
+    """Complete a handshake with `peer`, judged by what `roots` describes.
+
+    Raises ConnectionFailed leaves, and then, as when it is cancelled, has reset the stream.
+    """
     tls, complete = TlsStream(stream, session), False
     try:
         error = await _handshake_error(tls)
         if error is not None:
             await wait_delivered(stream)  # the alert, which a reset would overtake
-            raise _failure(error, bundles, peer) from error
+            raise _failure(error, roots, peer) from error
         complete = True
     finally:
         if not complete:
@@ -179,7 +233,7 @@ async def _handshake_error(tls: TlsStream) -> _HandshakeError | None:
     return None
 
 
-def _failure(error: _HandshakeError, bundles: Bundles, peer: str) -> ConnectionFailed:
+def _failure(error: _HandshakeError, roots: Callable[[], str], peer: str) -> ConnectionFailed:
     if isinstance(error, trio.BrokenResourceError):
         return PeerClosed(peer)
-    return handshake_failure(error, peer, roots=describe_roots(bundles))
+    return handshake_failure(error, peer, roots=roots())

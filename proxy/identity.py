@@ -38,6 +38,8 @@ class IdentityStore:
         self._current = identity
         self._there.set()
 
-    async def ready(self) -> None:
-        """Wait for the first identity."""
-        await self._there.wait()
+    async def ready(self) -> Identity:
+        """Wait for the first identity, and return the newest."""
+        while self._current is None:
+            await self._there.wait()
+        return self._current

@@ -31,6 +31,8 @@ class Transport(enum.StrEnum):
     """What protects a connection between the proxies."""
 
     MTLS = "mtls"
+    TLS = "tls"
+    """TLS of ours to a server that is no mesh peer."""
     PASSTHROUGH = "passthrough"
     """TLS that belongs to the app, untouched."""
     PLAINTEXT = "plaintext"
@@ -47,6 +49,8 @@ class Connection:
     target: str
     """Where it goes to: the app (inbound) or the destination (outbound)."""
     started: float = field(default_factory=trio.current_time)
+    endpoint: str | None = None
+    """The endpoint that was chosen for a destination, the last one that was tried."""
     transport: Transport | None = None
     own_id: SpiffeId | None = None
     peer_id: SpiffeId | None = None
@@ -58,6 +62,7 @@ class Connection:
             "listener": self.listener,
             "source": self.source,
             "target": self.target,
+            "endpoint": self.endpoint if self.endpoint != self.target else None,
             "transport": self.transport.value if self.transport else None,
             "own_id": str(self.own_id) if self.own_id else None,
             "peer_id": str(self.peer_id) if self.peer_id else None,
@@ -110,4 +115,4 @@ def _log_failure(
 ) -> None:
     # Resets and health checks happen all day; a warning is for what needs somebody's hand.
     write = log.info if everyday else log.warning
-    write(event, reason=failure.reason, detail=str(failure), **facts)
+    write(event, reason=failure.reason, detail=str(failure), **failure.facts, **facts)

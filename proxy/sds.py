@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Iterator
 from pathlib import Path
 
 import trio
@@ -18,14 +17,11 @@ from mesh.clock import Now
 from mesh.grpc import GrpcError, Limits, Status, open_channel
 from mesh.log import get_logger
 from mesh.unix_socket import open_unix_stream
+from proxy.backoff import pauses
 from proxy.identity import Identity, IdentityStore
 from proxy.sds_state import SecretRefused, SecretsState
 
 log = get_logger("proxy.sds")
-
-FIRST_PAUSE = 0.1
-LONGEST_PAUSE = 5.0
-"""Seconds between attempts, doubling: an agent that restarts is back within a second."""
 
 LIMITS = Limits(idle_timeout=None)
 """The stream is silent for half a certificate's life; PINGs tell a dead agent from a quiet one."""
@@ -38,18 +34,18 @@ async def follow_identity(
 
     Raises ConfigError for a socket path that can never work.
     """
-    pauses, complaint = _pauses(), ""
+    waits, complaint = pauses(), ""
     while True:
         before = store.current
         try:
             await _follow_once(socket_path, state, store, now)
         except (OSError, GrpcError) as error:
             if store.current is not before:  # it was a good stream while it lasted
-                pauses, complaint = _pauses(), ""
-            if (said := _complaint(socket_path, error)) != complaint:
+                waits, complaint = pauses(), ""
+            if (said := complaint_about_agent(socket_path, error)) != complaint:
                 complaint = said
                 log.warning("no connection to the agent", reason="agent_unreachable", detail=said)
-        await trio.sleep(next(pauses))
+        await trio.sleep(next(waits))
 
 
 async def _follow_once(
@@ -99,7 +95,8 @@ def node_id() -> str:
     return f"sidecar~{socket.gethostname()}~{os.getpid()}"
 
 
-def _complaint(path: Path, error: OSError | GrpcError) -> str:
+def complaint_about_agent(path: Path, error: OSError | GrpcError) -> str:
+    """Say why the agent cannot be reached, and what to do."""
     match error:
         case GrpcError(code=Status.PERMISSION_DENIED):
             return (
@@ -113,10 +110,3 @@ def _complaint(path: Path, error: OSError | GrpcError) -> str:
         case _:
             why = error.strerror
             return f"nothing answers on {path} ({why}): start the agent, or correct the path"
-
-
-def _pauses() -> Iterator[float]:
-    pause = FIRST_PAUSE
-    while True:
-        yield pause
-        pause = min(pause * 2, LONGEST_PAUSE)

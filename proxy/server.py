@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from random import Random
 
 import trio
 
@@ -10,19 +11,29 @@ from mesh.address import Address
 from mesh.clock import Now, system_now
 from mesh.errors import ConfigError
 from mesh.log import get_logger
+from mesh.policy.selection import Workload
+from proxy.balancer import Balancer
 from proxy.capture.options import InterceptionMode
 from proxy.captured_ports import CapturedInbound, CapturedOutbound, wildcard_hosts
-from proxy.config import Inbound, Outbound, ProxyConfig
+from proxy.config import Discovery, Inbound, Outbound, ProxyConfig
 from proxy.deliver import Arrival, Delivery
+from proxy.discovery import follow_policy
+from proxy.discovery_state import DiscoveryState
 from proxy.handshake import MeshTls
 from proxy.identity import IdentityStore
 from proxy.inbound import InboundHandler
 from proxy.listener import Handler, accept_forever, connection_limit
+from proxy.live_policy import LivePolicy
 from proxy.mode import MtlsMode
+from proxy.node import called_hosts, node_for
+from proxy.origination import OriginatedTls
 from proxy.outbound import OutboundHandler
+from proxy.reach import Outward
+from proxy.received import Received
 from proxy.sds import follow_identity, node_id
 from proxy.sds_state import SecretsState
 from proxy.socket_options import set_transparent
+from proxy.view import ViewCompiler, fixed_view
 
 log = get_logger("proxy")
 
@@ -55,24 +66,63 @@ async def serve(
 ) -> None:
     """Run the proxy until cancelled; then open connections get DRAIN_SECONDS to finish.
 
-    Ports that do mutual TLS are opened once the agent has delivered a certificate: before that
-    a connection could only be refused, and a closed port tells health checks the truth. Raises
-    ConfigError if a port cannot be opened.
+    Ports that do mutual TLS are opened once the agent has delivered a certificate, and where the
+    control plane decides, all ports once its policies are there: before that a connection could
+    only be refused, and a closed port tells health checks the truth. Raises ConfigError if a port
+    cannot be opened.
     """
-    identities, stop = IdentityStore(), trio.Event()
+    identities, policy, stop = IdentityStore(), LivePolicy(), trio.Event()
     secrets = SecretsState(node_id(), config.trust_domain_aliases)
-    tls = MeshTls(lambda: identities.current, now, trust_domain_aliases=config.trust_domain_aliases)
+    tls = MeshTls(
+        lambda: identities.current,
+        now,
+        trust_domain_aliases=config.trust_domain_aliases,
+        mesh_domains=lambda: policy.view.trust_domains if policy.is_there else None,
+    )
     async with trio.open_nursery() as nursery:
         nursery.start_soon(follow_identity, config.agent_socket, secrets, identities, now)
         try:
             connections = await nursery.start(_hold_connections, stop)
             async with trio.open_nursery() as acceptors:
                 doors = _Doors(acceptors, connections)
-                running = await _open_all(config, tls, identities, doors)
+                if config.discovery is not None:
+                    await _await_policy(config, config.discovery, identities, policy, nursery)
+                ports = _ports(config, tls, policy, now)
+                running = await _open_all(config, ports, identities, doors)
                 log.info("proxy ready", **_facts(running))
                 task_status.started(running)
         finally:
             stop.set()
+
+
+async def _await_policy(
+    config: ProxyConfig,
+    discovery: Discovery,
+    identities: IdentityStore,
+    policy: LivePolicy,
+    nursery: trio.Nursery,
+) -> None:
+    """Begin to follow the control plane, as whom the certificate says, and wait for its policies.
+
+    Raises ConfigError for an identity that is no workload's.
+    """
+    if identities.current is None:
+        log.info("waiting for a certificate from the agent", socket=str(config.agent_socket))
+    identity = await identities.ready()
+    node = node_for(discovery, identity.svid.id)
+    compiler = ViewCompiler(Workload(namespace=node.namespace, labels=node.labels))
+
+    def publish(received: Received) -> None:
+        policy.publish(compiler.compile(received))
+
+    nursery.start_soon(
+        follow_policy,
+        config.agent_socket,
+        DiscoveryState(node, called_hosts(config)),
+        publish,
+        discovery.state_dir,
+    )
+    await policy.ready()
 
 
 class _Doors:
@@ -104,9 +154,8 @@ class _Doors:
 
 
 async def _open_all(
-    config: ProxyConfig, tls: MeshTls, identities: IdentityStore, doors: _Doors
+    config: ProxyConfig, ports: list[_Port], identities: IdentityStore, doors: _Doors
 ) -> Running:
-    ports = _ports(config, tls)
     bound = {port: await doors.open(port) for port in ports if not port.needs_identity}
     secured = [port for port in ports if port.needs_identity]
     if secured and identities.current is None:
@@ -122,13 +171,21 @@ async def _open_all(
     )
 
 
-def _ports(config: ProxyConfig, tls: MeshTls) -> list[_Port]:
+def _ports(config: ProxyConfig, tls: MeshTls, policy: LivePolicy, now: Now) -> list[_Port]:
+    outward = Outward(
+        tls,
+        OriginatedTls(now),
+        Balancer(Random().random, trio.current_time),  # noqa: S311 - nothing secret is chosen
+        policy,
+        connect_timeout=config.connect_timeout,
+    )
     inbound = [
         _Port(
             listen=port.listen,
             handler=InboundHandler(
                 port,
                 tls,
+                _policy_of(port, policy),
                 detect_timeout=config.detect_timeout,
                 connect_timeout=config.connect_timeout,
             ).serve,
@@ -139,15 +196,21 @@ def _ports(config: ProxyConfig, tls: MeshTls) -> list[_Port]:
     outbound = [
         _Port(
             listen=port.listen,
-            handler=OutboundHandler(port, tls, connect_timeout=config.connect_timeout).serve,
-            needs_identity=bool(port.identities),
+            handler=OutboundHandler(port, outward).serve,
+            needs_identity=port.identities is None or bool(port.identities),
         )
         for port in config.outbound
     ]
-    return [*inbound, *outbound, *_captured_ports(config, tls)]
+    return [*inbound, *outbound, *_captured_ports(config, tls, policy, outward)]
 
 
-def _captured_ports(config: ProxyConfig, tls: MeshTls) -> list[_Port]:
+def _policy_of(port: Inbound, policy: LivePolicy) -> LivePolicy:
+    return policy if port.mode is None else LivePolicy(fixed_view(port.mode))
+
+
+def _captured_ports(
+    config: ProxyConfig, tls: MeshTls, policy: LivePolicy, outward: Outward
+) -> list[_Port]:
     """Listen on every address of either family: redirected connections arrive at any of them."""
     captured = config.captured
     if captured is None:
@@ -159,13 +222,15 @@ def _captured_ports(config: ProxyConfig, tls: MeshTls) -> list[_Port]:
         return InboundHandler(
             port,
             tls,
+            _policy_of(port, policy),
             detect_timeout=patience,
             connect_timeout=config.connect_timeout,
             arrival=arrival,
+            server_first=port.app.port in captured.server_first_ports,
         ).serve
 
     def serve_outbound(port: Outbound) -> Handler:
-        return OutboundHandler(port, tls, connect_timeout=config.connect_timeout).serve
+        return OutboundHandler(port, outward).serve
 
     ports: list[_Port] = []
     for host in wildcard_hosts():

@@ -29,6 +29,7 @@ BASES = {
     "ca_error",
     "caller_unknown",
     "connection_failed",
+    "outbound_refused",
     "relay_broken",
     "request_failed",
     "answer_refused",

@@ -105,6 +105,22 @@ def decode_mesh_config(untrusted: Enveloped) -> MeshConfig:
     return config
 
 
+def hosts_named(untrusted: Enveloped) -> tuple[str, ...]:
+    """Return the hosts that an unreadable resource seems to be about; none if that is unknown.
+
+    For a ServiceEntry or DestinationRule that is not understood, so that only its hosts are out of
+    reach. A short name is given as it stands.
+    """
+    try:
+        _, spec = _open("", untrusted)
+    except NotUnderstood:
+        return ()
+    hosts = spec.get("hosts", [spec.get("host")])
+    found = cast("list[object]", hosts) if isinstance(hosts, list) else []
+    names = [host for host in found if isinstance(host, str) and host]
+    return tuple(names) if len(names) == len(found) else ()
+
+
 def url_of(resource: Resource) -> str:
     """Return the type URL that a resource travels under."""
     return URL_OF[type(resource)]

@@ -24,6 +24,7 @@ class NotUnderstood(DiscoveryError):
         super().__init__(f"{type_url.rpartition('/')[2]} {name}: {why}")
         self.type_url = type_url
         self.name = name
+        self.why = why
 
 
 class BadNode(DiscoveryError):

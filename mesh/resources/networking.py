@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from enum import StrEnum
 from typing import Annotated, Any, ClassVar
 
-from msgspec import Meta
+from msgspec import Meta, field
 
 from mesh.resources.values import Labels, Resource, Text, Value, WorkloadSelector
 
@@ -90,7 +90,7 @@ class OutlierDetection(Value, frozen=True, kw_only=True):
     split_external_local_origin_errors: bool = False
     consecutive_local_origin_failures: int | None = None
     consecutive_gateway_errors: int | None = None
-    consecutive_5xx_errors: int | None = None
+    consecutive_5xx_errors: int | None = field(name="consecutive5xxErrors", default=None)
     interval: str | None = None
     base_ejection_time: str | None = None
     max_ejection_percent: int = 0

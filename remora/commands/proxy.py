@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import socket
 from pathlib import Path
 from typing import Annotated
 
@@ -25,17 +26,40 @@ def run(  # noqa: PLR0913 - one parameter per flag
     outbound: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="LISTEN=DEST@ID[,ID]",
-            help="A way out to a peer that must prove one of the SPIFFE IDs; "
-            "@plaintext to go without TLS. Repeatable.",
+            metavar="LISTEN=DEST[@ID,..]",
+            help="A way out: as the registry says; or to a peer that must prove one of the SPIFFE "
+            "IDs, or @plaintext. Repeatable.",
         ),
     ] = None,
     mtls_mode: Annotated[
-        str, typer.Option(metavar="MODE", help="STRICT, PERMISSIVE or DISABLE, for all ports.")
-    ] = "PERMISSIVE",
+        str | None,
+        typer.Option(
+            metavar="MODE",
+            help="STRICT, PERMISSIVE or DISABLE for all ports, without a control plane.",
+        ),
+    ] = None,
     port_mtls: Annotated[
         list[str] | None,
-        typer.Option(metavar="PORT=MODE", help="Mode of one port of the app. Repeatable."),
+        typer.Option(
+            metavar="PORT=MODE", help="Mode of one port of the app, likewise. Repeatable."
+        ),
+    ] = None,
+    name: Annotated[
+        str, typer.Option(metavar="NAME", help="This workload's name, else the host's.")
+    ] = "",
+    label: Annotated[
+        list[str] | None,
+        typer.Option(metavar="KEY=VALUE", help="A label that policies select by. Repeatable."),
+    ] = None,
+    workload_group: Annotated[
+        str, typer.Option(metavar="NAME", help="WorkloadGroup to register under.")
+    ] = "",
+    address: Annotated[
+        list[str] | None,
+        typer.Option(metavar="IP", help="Where others reach this workload. Repeatable."),
+    ] = None,
+    state_dir: Annotated[
+        Path | None, typer.Option(help="Keep the last good policies here, for a start without CA.")
     ] = None,
     capture: Annotated[
         str | None,
@@ -78,13 +102,15 @@ def run(  # noqa: PLR0913 - one parameter per flag
 ) -> None:
     """Stand beside an app: take mutual TLS in for it, and make mutual TLS of what it sends.
 
-    Addresses are HOST:PORT or [V6]:PORT. Ports that do TLS open when the agent has delivered a
-    certificate. Whatever fails is reset; nothing falls back to plaintext.
+    Policy comes from the control plane through the agent, unless modes are given as flags.
+    Addresses are HOST:PORT or [V6]:PORT. Ports open when certificate and policy are there.
+    Whatever fails is reset.
     """
     from mesh.duration import parse_duration
     from proxy.captured_flags import parse_captured
     from proxy.config import (
         ProxyConfig,
+        parse_discovery,
         parse_inbound,
         parse_mode,
         parse_outbound,
@@ -94,7 +120,8 @@ def run(  # noqa: PLR0913 - one parameter per flag
     from proxy.server import serve
     from remora.program import run_program
 
-    mode, modes = parse_mode(mtls_mode), parse_port_modes(port_mtls or ())
+    modes = parse_port_modes(port_mtls or ())
+    mode = parse_mode(mtls_mode or "PERMISSIVE") if mtls_mode or modes else None
     captured = parse_captured(
         capture,
         mode=mode,
@@ -105,11 +132,24 @@ def run(  # noqa: PLR0913 - one parameter per flag
         proxy_protocol_ports=app_proxy_protocol or (),
         balancers=trust_proxy_protocol or (),
     )
+    ways_in = parse_inbound(inbound or (), mode, modes, elsewhere=captured is not None)
+    ways_out = parse_outbound(outbound or ())
+    discovery = parse_discovery(
+        needed=bool(ways_in or captured) or any(way.identities is None for way in ways_out),
+        standalone=mode is not None,
+        name=name,
+        labels=label or (),
+        group=workload_group,
+        addresses=address or (),
+        state_dir=state_dir,
+        default_name=socket.gethostname(),
+    )
     config = ProxyConfig(
         agent_socket=agent_socket,
-        inbound=parse_inbound(inbound or (), mode, modes, elsewhere=captured is not None),
-        outbound=parse_outbound(outbound or ()),
+        inbound=ways_in,
+        outbound=ways_out,
         captured=captured,
+        discovery=discovery,
         trust_domain_aliases=parse_trust_domains(trust_domain_alias or ()),
         detect_timeout=parse_duration(detect_timeout).total_seconds(),
         connect_timeout=parse_duration(connect_timeout).total_seconds(),

@@ -18,13 +18,18 @@ from mesh.tls import TlsContext, client_context, server_context
 from mesh.tls_errors import TlsError
 from mesh.tls_stream import TlsStream
 from mesh.verify import PeerRejected
+from proxy.balancer import Balancer
 from proxy.config import Inbound, Outbound
 from proxy.handshake import MeshTls
 from proxy.identity import Identity
 from proxy.inbound import InboundHandler
 from proxy.listener import Handler
+from proxy.live_policy import LivePolicy
 from proxy.mode import MtlsMode
+from proxy.origination import OriginatedTls
 from proxy.outbound import OutboundHandler
+from proxy.reach import Outward
+from proxy.view import fixed_view
 from tests.pki import NOW, Authority
 from tests.proxy.network import CLIENT_ID, SERVER_ID, connect, port_of, tcp_listener
 
@@ -39,7 +44,16 @@ class Mesh:
         self.root = root
         self.current: Identity | None = self.identity(own)
         self.time = NOW
-        self.tls = MeshTls(lambda: self.current, lambda: self.time)
+        self.policy: LivePolicy | None = None
+        self.tls = MeshTls(
+            lambda: self.current,
+            lambda: self.time,
+            mesh_domains=lambda: self.policy.view.trust_domains if self.policy else None,
+        )
+
+    def follow(self, policy: LivePolicy) -> None:
+        """Admit the trust domains of the mesh settings."""
+        self.policy = policy
 
     def identity(self, own: SpiffeId, root: Authority | None = None) -> Identity:
         return Identity(
@@ -103,9 +117,24 @@ async def app_on(handler: Handler = echo) -> AsyncIterator[int]:
         nursery.cancel_scope.cancel()
 
 
-def inbound(mesh: Mesh, mode: MtlsMode, app_port: int) -> Handler:
-    port = Inbound(listen=Address("127.0.0.1", 0), app=Address("127.0.0.1", app_port), mode=mode)
-    return InboundHandler(port, mesh.tls, detect_timeout=DETECT, connect_timeout=CONNECT).serve
+def inbound(mesh: Mesh, mode: MtlsMode | LivePolicy, app_port: int) -> Handler:
+    """Serve an app, under a mode that a flag would set or under policies."""
+    port = Inbound(listen=Address("127.0.0.1", 0), app=Address("127.0.0.1", app_port))
+    policy = mode if isinstance(mode, LivePolicy) else LivePolicy(fixed_view(mode))
+    return InboundHandler(
+        port, mesh.tls, policy, detect_timeout=DETECT, connect_timeout=CONNECT
+    ).serve
+
+
+def outward(mesh: Mesh, policy: LivePolicy | None = None) -> Outward:
+    """Return the ways out of a proxy; chance always takes the first endpoint."""
+    return Outward(
+        mesh.tls,
+        OriginatedTls(lambda: mesh.time),
+        Balancer(lambda: 0.0, trio.current_time),
+        policy or LivePolicy(),
+        connect_timeout=CONNECT,
+    )
 
 
 def outbound(
@@ -113,13 +142,15 @@ def outbound(
     destination_port: int,
     *identities: SpiffeId,
     host: str = "127.0.0.1",
+    policy: LivePolicy | None = None,
 ) -> Handler:
+    """Serve a way out: to these identities, or as policy says."""
     port = Outbound(
         listen=Address("127.0.0.1", 0),
         destination=Address(host, destination_port),
-        identities=frozenset(identities),
+        identities=frozenset(identities) if policy is None else None,
     )
-    return OutboundHandler(port, mesh.tls, connect_timeout=CONNECT).serve
+    return OutboundHandler(port, outward(mesh, policy)).serve
 
 
 def client(

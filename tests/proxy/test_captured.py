@@ -57,7 +57,7 @@ def test_ports_that_were_moved_are_the_proxys_own_too() -> None:
 
 def test_a_known_destination_is_reached_by_mutual_tls_and_an_unknown_one_as_it_is() -> None:
     captured = Captured(destinations={HTTPBIN: frozenset({IDENTITY})})
-    assert route(HTTPBIN, LISTEN, captured).identities == {IDENTITY}
+    assert route(HTTPBIN, LISTEN, captured).identities == frozenset({IDENTITY})
     other = route(Address("10.0.0.2", 8081), LISTEN, captured)
     assert (other.destination, other.identities) == (Address("10.0.0.2", 8081), frozenset())
 
@@ -66,7 +66,7 @@ def test_an_unknown_destination_is_refused_where_only_known_ones_are_allowed() -
     captured = Captured(
         destinations={HTTPBIN: frozenset({IDENTITY})}, outbound_policy=OutboundPolicy.REGISTRY_ONLY
     )
-    assert route(HTTPBIN, LISTEN, captured).identities == {IDENTITY}
+    assert route(HTTPBIN, LISTEN, captured).identities == frozenset({IDENTITY})
     with pytest.raises(DestinationUnknown, match=r"10\.0\.0\.3:80"):
         route(Address("10.0.0.3", 80), LISTEN, captured)
 

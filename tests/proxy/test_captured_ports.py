@@ -17,10 +17,12 @@ from proxy.config import Inbound, Outbound
 from proxy.deliver import Arrival, Delivery
 from proxy.inbound import InboundHandler
 from proxy.listener import Handler
+from proxy.live_policy import LivePolicy
 from proxy.mode import MtlsMode
 from proxy.original import canonical, original_destination
 from proxy.outbound import OutboundHandler
 from proxy.proxy_protocol import ProxyHeader, encode_header, parse_header
+from proxy.view import fixed_view
 from tests.pki import Authority, make_root
 from tests.proxy.network import (
     CLIENT_ID,
@@ -40,6 +42,7 @@ from tests.proxy.rig import (
     client,
     dial_tls,
     door,
+    outward,
     round_trip,
     tls_server,
 )
@@ -64,8 +67,14 @@ def going_to(host: str, port: int) -> Callable[[trio.SocketStream], Address]:
 
 def inbound(mesh: Mesh, captured: Captured, port: int, *, host: str = "127.0.0.1") -> Handler:
     def serve(way: Inbound, arrival: Arrival, patience: float) -> Handler:
+        assert way.mode is not None
         return InboundHandler(
-            way, mesh.tls, detect_timeout=patience, connect_timeout=CONNECT, arrival=arrival
+            way,
+            mesh.tls,
+            LivePolicy(fixed_view(way.mode)),
+            detect_timeout=patience,
+            connect_timeout=CONNECT,
+            arrival=arrival,
         ).serve
 
     return CapturedInbound(
@@ -80,7 +89,7 @@ def inbound(mesh: Mesh, captured: Captured, port: int, *, host: str = "127.0.0.1
 
 def outbound(mesh: Mesh, captured: Captured, destination: Address) -> Handler:
     def serve(way: Outbound) -> Handler:
-        return OutboundHandler(way, mesh.tls, connect_timeout=CONNECT).serve
+        return OutboundHandler(way, outward(mesh)).serve
 
     return CapturedOutbound(
         captured, LISTEN, serve, original=going_to(destination.host, destination.port)

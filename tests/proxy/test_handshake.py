@@ -41,10 +41,10 @@ def test_trust_domains_are_admitted_by_equality() -> None:
 
 
 def test_identities_are_expected_exactly() -> None:
-    only_identities([SERVER_ID, CLIENT_ID])(SERVER_ID)
+    only_identities([str(SERVER_ID), str(CLIENT_ID)])(SERVER_ID)
     for stranger in (f"{SERVER_ID}/x", f"{SERVER_ID}x", "spiffe://cluster.local/ns/foo/sa/HTTPBIN"):
         with pytest.raises(WrongIdentity, match="secure naming: expected"):
-            only_identities([SERVER_ID])(SpiffeId.parse(stranger))
+            only_identities([str(SERVER_ID)])(SpiffeId.parse(stranger))
 
 
 def test_expecting_nobody_accepts_nobody() -> None:
@@ -68,7 +68,7 @@ async def shake(
     async def connect() -> None:
         try:
             outcomes["client"] = await client.tls.connect(
-                near, server_name="x", expected=[expected], peer="the server"
+                near, server_name="x", expected=[str(expected)], peer="the server"
             )
         except ConnectionFailed as failure:
             outcomes["client"] = failure

@@ -12,6 +12,7 @@ import pytest
 import trio
 import trio.testing
 
+from mesh.policy.outbound import automatic_sni
 from mesh.spiffe import SpiffeId
 from mesh.svid import X509Svid
 from mesh.tls import server_context
@@ -19,7 +20,6 @@ from mesh.tls_errors import TlsError
 from mesh.tls_stream import TlsStream
 from mesh.verify import PeerRejected
 from proxy.listener import Handler
-from proxy.outbound import server_name
 from tests.pki import NOW, Authority, make_root
 from tests.proxy.network import (
     CLIENT_ID,
@@ -92,7 +92,7 @@ async def test_an_ipv6_destination_has_an_sni_too(mesh: Mesh) -> None:
 
 
 def test_the_sni_is_a_cluster_name_with_an_empty_subset() -> None:
-    name = server_name("httpbin.foo.svc.cluster.local", 8000)
+    name = automatic_sni("httpbin.foo.svc.cluster.local", 8000)
     assert name == "outbound_.8000_._.httpbin.foo.svc.cluster.local"
 
 
@@ -274,7 +274,7 @@ async def test_a_silent_server_is_given_up(mesh: Mesh, mock_clock: trio.testing.
 
 async def test_the_next_address_is_tried(mesh: Mesh, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nobody listens on 127.0.0.2."""
-    monkeypatch.setattr("proxy.outbound.resolve", two_addresses)
+    monkeypatch.setattr("proxy.reach.resolve", two_addresses)
     async with app_on(tls_server(mesh.root)) as far:
         async with door(outbound(mesh, far, SERVER_ID, host="httpbin.test")) as way:
             async with await connect(way.port) as app:
@@ -294,7 +294,7 @@ async def test_a_wrong_server_on_one_address_does_not_hide_the_right_one(
     mesh: Mesh, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     received = bytearray()
-    monkeypatch.setattr("proxy.outbound.resolve", two_addresses)
+    monkeypatch.setattr("proxy.reach.resolve", two_addresses)
     async with await tcp_listener() as right:
         port = port_of(right)
         (wrong,) = await trio.open_tcp_listeners(port, host="127.0.0.2")
@@ -366,9 +366,9 @@ async def test_cancellation_leaves_nothing_open(
         await trio.sleep_forever()
 
     if phase == "resolving":
-        monkeypatch.setattr("proxy.outbound.resolve", never)
+        monkeypatch.setattr("proxy.reach.resolve", never)
     if phase == "dialing":
-        monkeypatch.setattr("proxy.outbound.dial", never)
+        monkeypatch.setattr("proxy.reach.dial", never)
     near, far = await tcp_pair()
     async with near, await tcp_listener() as listener:
         identities = () if phase == "relaying" else (SERVER_ID,)

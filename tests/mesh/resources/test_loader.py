@@ -357,3 +357,13 @@ def test_a_text_that_is_too_long_is_one_problem(monkeypatch: pytest.MonkeyPatch)
     config, (problem,) = load_mesh_config("trustDomain: example.com")
     assert config is None
     assert "split it" in problem.message
+
+
+def test_a_field_with_a_digit_is_written_as_istio_writes_it() -> None:
+    loaded = load_resources("""
+apiVersion: networking.istio.io/v1
+kind: DestinationRule
+metadata: {name: rule, namespace: foo}
+spec: {host: a.test, trafficPolicy: {outlierDetection: {consecutive5xxErrors: 3}}}
+""")
+    assert loaded.problems == ()

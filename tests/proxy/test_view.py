@@ -1,0 +1,140 @@
+"""The compiled policies of one workload, and that nothing is compiled twice."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from datetime import timedelta
+
+import pytest
+
+from mesh.discovery.codec import encode_resource, encode_unreadable
+from mesh.discovery.types import URL_OF
+from mesh.policy.rules import compile_policy
+from mesh.policy.selection import Workload
+from mesh.resources.mesh_config import MeshConfig
+from mesh.resources.networking import ServiceEntry
+from mesh.resources.problem import Refused
+from mesh.resources.security import AuthorizationPolicy, PeerAuthentication
+from proxy.mode import MtlsMode
+from proxy.received import Received
+from proxy.view import PortMode, ViewCompiler, fixed_view
+from tests.proxy.control import NODE, resources, respond, told
+
+WORKLOAD = Workload(namespace=NODE.namespace, labels=NODE.labels)
+
+PORTS = """
+apiVersion: security.istio.io/v1
+kind: PeerAuthentication
+metadata: {name: ports, namespace: foo}
+spec:
+  selector: {matchLabels: {app: httpbin}}
+  mtls: {mode: STRICT}
+  portLevelMtls: {8080: {mode: DISABLE}}
+"""
+
+POLICIES = """
+apiVersion: security.istio.io/v1
+kind: AuthorizationPolicy
+metadata: {name: one, namespace: foo}
+spec: {action: DENY, rules: [{to: [{operation: {ports: ["1"]}}]}]}
+---
+apiVersion: security.istio.io/v1
+kind: AuthorizationPolicy
+metadata: {name: two, namespace: foo}
+spec: {action: DENY, rules: [{to: [{operation: {ports: ["2"]}}]}]}
+"""
+
+
+@pytest.fixture
+def compiled(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The names of the policies that get compiled."""
+    names: list[str] = []
+
+    def compile_and_note(policy: AuthorizationPolicy, *rest: object) -> object:
+        names.append(policy.metadata.name)
+        return compile_policy(policy, *rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr("proxy.view.compile_policy", compile_and_note)
+    return names
+
+
+def test_modes_are_per_port_and_say_who_decided() -> None:
+    modes = ViewCompiler(WORKLOAD).compile(told(*resources(PORTS)).received).modes
+    assert modes.of_port(8080) == PortMode(mode=MtlsMode.DISABLE, decided_by="foo/ports")
+    assert modes.of_port(9090) == PortMode(mode=MtlsMode.STRICT, decided_by="foo/ports")
+
+
+def test_without_policies_istios_default_holds() -> None:
+    view = ViewCompiler(WORKLOAD).compile(told().received)
+    assert view.modes.of_port(80) == PortMode(mode=MtlsMode.PERMISSIVE)
+    assert view.unread == ()
+
+
+def test_a_flag_holds_for_every_port() -> None:
+    assert fixed_view(MtlsMode.STRICT).modes.of_port(80) == PortMode(mode=MtlsMode.STRICT)
+
+
+def test_only_the_changed_policy_is_compiled_again(compiled: list[str]) -> None:
+    state = told(*resources(POLICIES))
+    compiler = ViewCompiler(WORKLOAD)
+    compiler.compile(state.received)
+    assert sorted(compiled) == ["one", "two"]
+    changed = resources(POLICIES.replace('"2"', '"3"'))[1]
+    state.take(respond(URL_OF[AuthorizationPolicy], encode_resource(changed, "2")))
+    compiler.compile(state.received)
+    assert sorted(compiled) == ["one", "two", "two"]
+
+
+def test_a_change_of_modes_leaves_authorization_as_it_is(compiled: list[str]) -> None:
+    state = told(*resources(POLICIES))
+    compiler = ViewCompiler(WORKLOAD)
+    before = compiler.compile(state.received)
+    strict = encode_resource(resources(PORTS)[0], "2")
+    state.take(respond(URL_OF[PeerAuthentication], strict))
+    after = compiler.compile(state.received)
+    assert after.authorization is before.authorization
+    assert after.modes.of_port(1).mode is MtlsMode.STRICT
+    assert len(compiled) == 2
+
+
+def test_other_mesh_settings_compile_everything_again(compiled: list[str]) -> None:
+    compiler = ViewCompiler(WORKLOAD)
+    given = resources(POLICIES)
+    compiler.compile(told(*given).received)
+    view = compiler.compile(told(*given, config=MeshConfig(trust_domain="td1")).received)
+    assert len(compiled) == 4
+    assert view.trust_domains is not None
+    assert view.trust_domains.names == ("td1",)
+
+
+def test_policies_of_other_workloads_are_left_out(compiled: list[str]) -> None:
+    other = Workload(namespace="bar")
+    ViewCompiler(other).compile(told(*resources(POLICIES)).received)
+    assert compiled == []
+
+
+@pytest.mark.parametrize("kind", ["AuthorizationPolicy", "PeerAuthentication"])
+def test_a_policy_that_is_not_understood_is_named(kind: str) -> None:
+    state = told()
+    url = URL_OF[AuthorizationPolicy if kind == "AuthorizationPolicy" else PeerAuthentication]
+    state.take(respond(url, encode_unreadable(Refused(kind, "foo", "new"), "1")))
+    assert ViewCompiler(WORKLOAD).compile(state.received).unread == (f"{kind} foo/new",)
+
+
+def test_a_service_that_is_not_understood_closes_no_door_to_the_app() -> None:
+    state = told()
+    broken = encode_unreadable(Refused("ServiceEntry", "foo", "new"), "1")
+    state.take(respond(URL_OF[ServiceEntry], broken))
+    assert ViewCompiler(WORKLOAD).compile(state.received).unread == ()
+
+
+@pytest.mark.parametrize(
+    ("written", "seconds"),
+    [(None, None), ("0s", math.inf), ("250ms", 0.25), ("1m", timedelta(minutes=1).total_seconds())],
+)
+def test_the_detection_timeout_is_the_mesh_settings(
+    written: str | None, seconds: float | None
+) -> None:
+    received = replace(Received(), config=MeshConfig(protocol_detection_timeout=written))
+    assert ViewCompiler(WORKLOAD).compile(received).detect_timeout == seconds
