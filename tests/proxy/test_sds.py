@@ -10,8 +10,9 @@ import trio.testing
 
 from mesh.grpc import GrpcError, Status
 from proxy import sds
+from proxy.backoff import FIRST_PAUSE
 from proxy.identity import Identity, IdentityStore
-from proxy.sds import FIRST_PAUSE, follow_identity
+from proxy.sds import follow_identity
 from proxy.sds_state import SecretsState
 from tests.pki import NOW, make_root
 
