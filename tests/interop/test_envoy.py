@@ -33,7 +33,7 @@ SECRET = b"the app must not see this"
 OTHER_ID = "spiffe://cluster.local/ns/foo/sa/other"
 
 
-async def logged(logs: list[EventDict], reason: str) -> None:
+async def logged(logs: Sequence[Mapping[str, object]], reason: str) -> None:
     """Wait for a line: the client learns of a refusal a moment before it is logged."""
     with trio.fail_after(5):
         while reason not in reasons(logs):  # noqa: ASYNC110 - a log has no event
