@@ -316,7 +316,7 @@ def _on_certificate(
 
 
 def server_context(
-    svid: X509Svid,
+    svid: Credential,
     bundles: Bundles,
     *,
     alpn: Sequence[bytes] = (),
