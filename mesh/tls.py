@@ -316,7 +316,7 @@ def _on_certificate(
 
 
 def server_context(
-    svid: X509Svid,
+    svid: Credential,
     bundles: Bundles,
     *,
     alpn: Sequence[bytes] = (),
@@ -338,7 +338,7 @@ def server_context(
 
 
 def client_context(
-    bundles: Bundles, *, svid: X509Svid | None = None, alpn: Sequence[bytes] = ()
+    bundles: Bundles, *, svid: Credential | None = None, alpn: Sequence[bytes] = ()
 ) -> TlsContext:
     """Make the client side: the server must show an SVID that `bundles` vouch for.
 

@@ -41,21 +41,20 @@ from mesh.resources.security import (
 from mesh.resources.values import Resource
 from proxy.received import Received, Unread
 
-SUBSCRIBED = (
+POLICY_TYPES = (
     MESH_CONFIG_URL,
-    *(
-        URL_OF[kind]
-        for kind in (
-            PeerAuthentication,
-            AuthorizationPolicy,
-            RequestAuthentication,
-            WorkloadEntry,
-            ServiceEntry,
-            DestinationRule,
-        )
-    ),
+    URL_OF[PeerAuthentication],
+    URL_OF[AuthorizationPolicy],
+    URL_OF[RequestAuthentication],
 )
-"""The types a proxy asks for, policies first."""
+"""What a proxy must know to let anybody in."""
+
+REGISTRY_TYPES = (URL_OF[WorkloadEntry], URL_OF[ServiceEntry], URL_OF[DestinationRule])
+"""What a proxy must know to call services. Who calls none does not ask: xDS takes a subscription
+to no names at all for one to everything."""
+
+SUBSCRIBED = POLICY_TYPES + REGISTRY_TYPES
+"""All types, policies first."""
 
 MAX_WHY = 2000
 """Characters of a NACK's message: enough for a dozen resources, small beside any message limit."""
@@ -87,13 +86,15 @@ class _Type:
 class DiscoveryState:
     """One proxy's subscription to everything that concerns it.
 
-    `hosts` are the services it calls; None asks for all that it may see.
+    `hosts` are the services it calls: None asks for all that it may see, and none at all for
+    nothing of the registry.
     """
 
     def __init__(self, node: ProxyNode, hosts: Iterable[str] | None = None) -> None:
         self._node = node
         self._hosts = (EVERYTHING,) if hosts is None else tuple(sorted(set(hosts)))
-        self._types = {url: _Type() for url in SUBSCRIBED}
+        asked = SUBSCRIBED if self._hosts else POLICY_TYPES
+        self._types = {url: _Type() for url in asked}
         self._version = ""
         self._received = Received()
 
@@ -127,7 +128,7 @@ class DiscoveryState:
                     name: held.envelope.version for name, held in self._types[url].held.items()
                 },
             )
-            for url in SUBSCRIBED
+            for url in self._types
         ]
         requests[0].node.CopyFrom(encode_node(self._node))
         return requests
@@ -215,7 +216,8 @@ class DiscoveryState:
 
     def _all(self, kind: type[R], before: tuple[R, ...]) -> tuple[R, ...]:
         """Return the readable resources of a kind: the tuple of before, if they are the same."""
-        values = self._types[URL_OF[kind]].values
+        asked = self._types.get(URL_OF[kind])
+        values = () if asked is None else asked.values
         found = tuple(value for value in values if isinstance(value, kind))
         unchanged = len(found) == len(before) and all(
             one is other for one, other in zip(found, before, strict=True)

@@ -18,7 +18,7 @@ from mesh.discovery.node import ProxyNode
 from mesh.errors import ConfigError, RemoraError
 from mesh.files import private_directory, read_file, write_private
 from mesh.protos.discovery_pb2 import Resource as Enveloped
-from proxy.discovery_state import SUBSCRIBED, DiscoveryState
+from proxy.discovery_state import DiscoveryState
 
 FILE_NAME = "last-good.json"
 
@@ -112,11 +112,13 @@ def decode_last_good(untrusted: bytes, state: DiscoveryState) -> None:
         raise LastGoodRefused(
             "it was sent to another workload, or to this one under other labels or destinations"
         )
-    state.restore(content.version, _envelopes(content.resources))
+    state.restore(content.version, _envelopes(content.resources, set(state.envelopes())))
 
 
-def _envelopes(resources: Mapping[str, Sequence[bytes]]) -> Mapping[str, list[Enveloped]]:
-    if set(resources) != set(SUBSCRIBED):
+def _envelopes(
+    resources: Mapping[str, Sequence[bytes]], needed: set[str]
+) -> Mapping[str, list[Enveloped]]:
+    if set(resources) != needed:
         raise LastGoodRefused("it does not hold exactly the types of resources that are needed")
     try:
         return {

@@ -18,7 +18,7 @@ from ca.server import serve as serve_ca
 from ca.tokens import create_token
 from mesh.address import Address
 from mesh.spiffe import ServiceAccount, TrustDomain
-from proxy.config import Inbound, Outbound, ProxyConfig, parse_inbound, parse_outbound
+from proxy.config import Discovery, Inbound, Outbound, ProxyConfig, parse_inbound, parse_outbound
 from proxy.mode import MtlsMode
 from proxy.server import Running as RunningProxy
 from proxy.server import serve as serve_proxy
@@ -76,13 +76,16 @@ class LocalMesh:
         *,
         inbound: tuple[Inbound, ...] = (),
         outbound: tuple[Outbound, ...] = (),
+        discovery: Discovery | None = None,
     ) -> RunningProxy:
-        config = ProxyConfig(agent_socket=socket, inbound=inbound, outbound=outbound)
+        config = ProxyConfig(
+            agent_socket=socket, inbound=inbound, outbound=outbound, discovery=discovery
+        )
         running: RunningProxy = await self._nursery.start(partial(serve_proxy, config))
         return running
 
 
-def way_in(app_port: int, mode: MtlsMode = MtlsMode.STRICT) -> tuple[Inbound, ...]:
+def way_in(app_port: int, mode: MtlsMode | None = MtlsMode.STRICT) -> tuple[Inbound, ...]:
     return parse_inbound([f"127.0.0.1:0=127.0.0.1:{app_port}"], mode, {})
 
 

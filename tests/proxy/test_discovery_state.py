@@ -12,7 +12,7 @@ from mesh.resources.mesh_config import MeshConfig
 from mesh.resources.networking import DestinationRule, ServiceEntry
 from mesh.resources.problem import Refused
 from mesh.resources.security import AuthorizationPolicy, PeerAuthentication
-from proxy.discovery_state import SUBSCRIBED, DiscoveryState
+from proxy.discovery_state import POLICY_TYPES, SUBSCRIBED, DiscoveryState
 from tests.proxy.control import NODE, everything, resources, respond, told
 
 POLICY_URL = URL_OF[AuthorizationPolicy]
@@ -47,6 +47,18 @@ def test_a_proxy_with_explicit_destinations_asks_for_those_services_only() -> No
     asked = {one.type_url: list(one.resource_names_subscribe) for one in requests}
     assert asked.pop(URL_OF[ServiceEntry]) == ["a.test", "b.test"]
     assert set(map(tuple, asked.values())) == {("*",)}
+
+
+def test_a_proxy_that_calls_no_services_asks_for_none() -> None:
+    state = DiscoveryState(NODE, [])
+    asked = [request.type_url for request in state.subscribe()]
+    assert asked == list(POLICY_TYPES)
+    for response in everything(DENY):
+        if response.type_url in asked:
+            assert not state.complete
+            state.take(response)
+    assert state.complete
+    assert state.received.authorization_policies == (DENY,)
 
 
 def test_nothing_is_complete_before_the_last_type_was_answered() -> None:
