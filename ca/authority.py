@@ -44,13 +44,16 @@ class Authority:
     """One trust domain's CA: its signing key, its certificates, its limits.
 
     `intermediates` lead from the leaf to `roots`, the signer's own certificate first; there are
-    none when the signer is itself a root.
+    none when the signer is itself a root. `former` signed before, and its root is still trusted:
+    while that is so it goes on signing the CA's own certificate, for agents that were given the
+    old root as a file and cannot know a new one before they have reached us.
     """
 
     signer: Signer
     roots: TrustBundle
     limits: TtlLimits
     intermediates: tuple[x509.Certificate, ...] = ()
+    former: Signer | None = None
 
     def sign(self, caller: Caller, untrusted_csr: bytes, ttl_seconds: int, now: datetime) -> Issued:
         """Issue a certificate for `caller` with the key of a PEM request.
@@ -60,7 +63,7 @@ class Authority:
         request = parse_csr(untrusted_csr)
         ttl = self._ttl(ttl_seconds)
         names = LeafNames(identity=caller.identity, common_name=request.wants_common_name)
-        return self._issue(names, request.public_key, ttl, now)
+        return self._issue(names, request.public_key, ttl, now, self.signer)
 
     def issue_own(
         self,
@@ -71,7 +74,8 @@ class Authority:
     ) -> Issued:
         """Issue the control plane's own serving certificate, with its DNS names and addresses."""
         names = LeafNames(identity=identity, others=others)
-        return self._issue(names, public_key, self.limits.default, now)
+        signer = self.former or self.signer
+        return self._issue(names, public_key, self.limits.default, now, signer)
 
     def _ttl(self, seconds: int) -> timedelta:
         if seconds <= 0:
@@ -87,16 +91,21 @@ class Authority:
         return timedelta(seconds=seconds)
 
     def _issue(
-        self, names: LeafNames, public_key: WorkloadPublicKey, ttl: timedelta, now: datetime
+        self,
+        names: LeafNames,
+        public_key: WorkloadPublicKey,
+        ttl: timedelta,
+        now: datetime,
+        signer: Signer,
     ) -> Issued:
         self._check_identity(names.identity)
-        validity = leaf_validity(now, ttl, self.signer.certificate)
-        leaf = leaf_certificate(names, public_key, validity, self.signer)
+        validity = leaf_validity(now, ttl, [signer.certificate, *self.intermediates])
+        leaf = leaf_certificate(names, public_key, validity, signer)
         check_issued(
             leaf,
             expected=names.identity,
             public_key=public_key,
-            signer=self.signer.certificate,
+            signer=signer.certificate,
             now=now,
         )
         return Issued(identity=names.identity, certificate=leaf, elements=self._elements(leaf))

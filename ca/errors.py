@@ -6,13 +6,25 @@ import enum
 from collections.abc import Sequence
 from typing import ClassVar
 
-from mesh.errors import RemoraError
+from mesh.errors import ConfigError, RemoraError
 
 
 class CaError(RemoraError):
     """The CA refused something."""
 
     reason: ClassVar[str] = "ca_error"
+
+
+class PluggedInCaUnusable(ConfigError, CaError):
+    """The CA that was plugged in does not pass its checks."""
+
+    reason: ClassVar[str] = "plugged_in_ca_unusable"
+
+
+class RootsChangedAtOnce(ConfigError, CaError):
+    """The roots were replaced in a way that would cut workloads off from each other."""
+
+    reason: ClassVar[str] = "roots_changed_at_once"
 
 
 class Fault(enum.StrEnum):

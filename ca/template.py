@@ -54,19 +54,22 @@ class LeafNames:
     others: Sequence[x509.GeneralName] = ()
 
 
-def leaf_validity(now: datetime, ttl: timedelta, signer: x509.Certificate) -> Validity:
-    """Return a leaf's validity: backdated, `ttl` long from `now`, ending no later than `signer`.
+def leaf_validity(now: datetime, ttl: timedelta, chain: Sequence[x509.Certificate]) -> Validity:
+    """Return the validity of a leaf, `ttl` long from `now`, ending no later than any of `chain`.
 
-    Raises SignerNotValid when the signer itself is not valid at `now`.
+    `chain` is the signer's certificate and those above it. Raises SignerNotValid when one of them
+    is itself not valid at `now`.
     """
     now = now.replace(microsecond=0)
-    begins, ends = signer.not_valid_before_utc, signer.not_valid_after_utc
-    if now >= ends:
-        raise SignerNotValid(f"the CA's certificate expired at {ends}: renew the CA")
-    if now < begins:
-        raise SignerNotValid(
-            f"the CA's certificate begins only at {begins} and it is {now}: set the clock"
-        )
+    for link in chain:
+        begins, ends = link.not_valid_before_utc, link.not_valid_after_utc
+        if now >= ends:
+            raise SignerNotValid(f"the CA's certificate expired at {ends}: renew the CA")
+        if now < begins:
+            raise SignerNotValid(
+                f"the CA's certificate begins only at {begins} and it is {now}: set the clock"
+            )
+    ends = min(link.not_valid_after_utc for link in chain)
     return Validity(not_before=now - BACKDATE, not_after=min(now + ttl, ends))
 
 

@@ -81,8 +81,17 @@ def verify_chain(chain: Sequence[x509.Certificate], bundles: Bundles, now: datet
     if len(chain) > MAX_CHAIN:
         raise PeerInvalid(f"the peer sent {len(chain)} certificates, more than {MAX_CHAIN}")
     identity = peer_leaf_id(chain[0])
+    validate_path(chain, bundle_for(identity, bundles), now)
+    return identity
+
+
+def validate_path(chain: Sequence[x509.Certificate], bundle: TrustBundle, now: datetime) -> None:
+    """Check that `chain` (leaf first, or a CA) leads to a root of `bundle` at `now` (RFC 5280, 6).
+
+    Raises PeerRejected.
+    """
     store = crypto.X509Store()
-    add_authorities(store, [bundle_for(identity, bundles)])
+    add_authorities(store, [bundle])
     store.set_time(now)
     leaf, *others = _for_openssl(chain)
     context = crypto.X509StoreContext(store, leaf, others)
@@ -92,7 +101,6 @@ def verify_chain(chain: Sequence[x509.Certificate], bundles: Bundles, now: datet
         certificate = error.certificate.to_cryptography()
         refusal = refusal_by_time(certificate, now) or rejection(int(error.errors[0]), certificate)
         raise refusal from error
-    return identity
 
 
 def _for_openssl(chain: Sequence[x509.Certificate]) -> list[crypto.X509]:

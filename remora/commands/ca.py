@@ -22,6 +22,9 @@ def serve(  # noqa: PLR0913 - one parameter per flag
     trust_domain: Annotated[
         str, typer.Option(metavar="NAME", help="What its SPIFFE IDs begin with.")
     ] = "cluster.local",
+    ca_certs: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Istio's cacerts, instead of an own root.")
+    ] = None,
     dns_name: Annotated[
         list[str] | None, typer.Option(metavar="NAME", help="Of this server too. Repeatable.")
     ] = None,
@@ -77,6 +80,7 @@ def serve(  # noqa: PLR0913 - one parameter per flag
         state_dir=state_dir,
         listen=Address.parse(listen),
         trust_domain=parse_trust_domain(trust_domain),
+        ca_certs=ca_certs,
         dns_names=tuple(dns_name or ()),
         default_ttl=parse_duration(workload_cert_ttl),
         max_ttl=parse_duration(max_workload_cert_ttl),

@@ -16,7 +16,8 @@ import typer
 from typer.testing import CliRunner
 
 from ca.join_tokens import JOIN_TOKENS
-from ca.material import ROOT_CERT, TOKEN_KEY, load_or_create, load_token_key
+from ca.material import load_or_create, load_token_key
+from ca.state import ROOT_CERT, TOKEN_KEY
 from ca.tokens import JOIN_ISSUER, own_issuer, verify_join_token, verify_token
 from mesh.errors import ConfigError
 from mesh.spiffe import ServiceAccount

@@ -19,10 +19,11 @@ from structlog.testing import capture_logs
 from ca.audit import AUDIT_LOG
 from ca.config import CaConfig
 from ca.join_tokens import JoinTokens
-from ca.material import ROOT_CERT, load_token_key
+from ca.material import load_token_key
 from ca.oidc import DISCOVERY_PATH
 from ca.rate_limit import Rate
 from ca.server import Running, serve
+from ca.state import ROOT_CERT
 from ca.tokens import create_join_token, create_token
 from mesh.address import Address
 from mesh.api import CREATE_CERTIFICATE
@@ -35,6 +36,7 @@ from mesh.svid import X509Svid, parse_certificates_pem
 from mesh.tls import client_context
 from mesh.tls_stream import TlsStream
 from mesh.verify import verify_chain
+from tests.ca.test_keeper import plug_in
 from tests.ca.test_oidc import KEYS
 from tests.ca.test_oidc import serving as issuer_server
 from tests.ca.workshop import CLUSTER, WEB, claims, csr_pem, rsa_key, sign_token
@@ -339,6 +341,28 @@ async def test_an_identity_that_asks_too_often_is_told_to_wait(tmp_path: Path) -
         for _ in range(2):
             check(ca, await ask(ca, request(), good))
         assert await refused(ca, request(), good) == ("RESOURCE_EXHAUSTED", "too many requests")
+
+
+async def test_a_plugged_in_ca_signs_and_its_chain_comes_along(tmp_path: Path) -> None:
+    root = make_root("corporate root", now=real_now())
+    signer = root.intermediate("region").intermediate("mesh")
+    plug_in(tmp_path / "cacerts", signer, root)
+    async with running_ca(make_config(tmp_path, ca_certs=tmp_path / "cacerts")) as ca:
+        answer = await ask(ca, request(), bearer(ca.token()), root=root.pem)
+    chain = [parse_certificates_pem(element.encode()) for element in answer.cert_chain]
+    assert [*chain[1], *chain[2]] == list(signer.chain)
+    assert chain[3] == (root.certificate,)
+    path = [link for (link,) in chain[:3]]
+    bundle = TrustBundle.of(CLUSTER, [root.certificate])
+    assert verify_chain(path, {CLUSTER: bundle}, real_now()) == WEB
+    assert not (tmp_path / "state" / ROOT_CERT).exists(), "no root of its own beside it"
+
+
+async def test_a_plugged_in_ca_that_is_unsound_stops_the_start(tmp_path: Path) -> None:
+    root = make_root(now=real_now())
+    plug_in(tmp_path / "cacerts", root.intermediate(), make_root(now=real_now()))
+    with pytest.raises(ConfigError, match="does not lead to"):
+        await serve(make_config(tmp_path, ca_certs=tmp_path / "cacerts"), now=real_now)
 
 
 async def test_a_restart_keeps_root_and_tokens(tmp_path: Path) -> None:
