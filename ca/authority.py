@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
 from cryptography import x509
 
 from ca.authenticate import Caller
 from ca.csr import WorkloadPublicKey, parse_csr
-from ca.errors import IdentityRefused, TtlTooLong
+from ca.errors import IdentityRefused, IdentityRevoked, TtlTooLong
+from ca.revocations import Revocations
 from ca.selfcheck import check_issued
 from ca.template import LeafNames, Signer, leaf_certificate, leaf_validity
 from mesh.bundle import TrustBundle
 from mesh.duration import format_duration
+from mesh.revocation import lists_pem
 from mesh.spiffe import SpiffeId
 from mesh.svid import certificates_pem
 
@@ -37,6 +39,16 @@ class Issued:
     identity: SpiffeId
     certificate: x509.Certificate
     elements: tuple[str, ...]
+    signer: x509.Certificate
+    roots: TrustBundle
+
+    def elements_with_revoked(self) -> tuple[str, ...]:
+        """Return the elements with the revocation lists after the roots, in the last one.
+
+        Not for everybody: ztunnel refuses an element that holds anything but certificates.
+        """
+        lists = lists_pem(self.roots.revoked).decode("ascii")
+        return (*self.elements[:-1], self.elements[-1] + lists)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,7 +58,8 @@ class Authority:
     `intermediates` lead from the leaf to `roots`, the signer's own certificate first; there are
     none when the signer is itself a root. `former` signed before, and its root is still trusted:
     while that is so it goes on signing the CA's own certificate, for agents that were given the
-    old root as a file and cannot know a new one before they have reached us.
+    old root as a file and cannot know a new one before they have reached us. `generation` names the
+    files that all this was read from.
     """
 
     signer: Signer
@@ -54,6 +67,8 @@ class Authority:
     limits: TtlLimits
     intermediates: tuple[x509.Certificate, ...] = ()
     former: Signer | None = None
+    revocations: Revocations = field(default_factory=Revocations)
+    generation: str = ""
 
     def sign(self, caller: Caller, untrusted_csr: bytes, ttl_seconds: int, now: datetime) -> Issued:
         """Issue a certificate for `caller` with the key of a PEM request.
@@ -108,7 +123,13 @@ class Authority:
             signer=signer.certificate,
             now=now,
         )
-        return Issued(identity=names.identity, certificate=leaf, elements=self._elements(leaf))
+        return Issued(
+            identity=names.identity,
+            certificate=leaf,
+            elements=self._elements(leaf),
+            signer=signer.certificate,
+            roots=self.roots,
+        )
 
     def _check_identity(self, identity: SpiffeId) -> None:
         """Refuse what no authenticator should have let through."""
@@ -119,6 +140,11 @@ class Authority:
             )
         if not identity.path:
             raise IdentityRefused(f"{identity} names a trust domain, not a workload")
+        if self.revocations.is_revoked(identity):
+            raise IdentityRevoked(
+                f"{identity} was revoked and gets no certificate, until "
+                "`remora ca revoke --undo --identity` undoes that"
+            )
 
     def _elements(self, leaf: x509.Certificate) -> tuple[str, ...]:
         singles = (leaf, *self.intermediates)

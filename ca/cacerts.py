@@ -12,7 +12,6 @@ from datetime import datetime
 from pathlib import Path
 
 from cryptography import x509
-from cryptography.hazmat.primitives.asymmetric import ec, ed448, ed25519, rsa
 from cryptography.x509.extensions import ExtensionNotFound
 
 from ca.errors import PluggedInCaUnusable
@@ -20,6 +19,7 @@ from ca.template import Signer
 from mesh.bundle import InvalidBundle, TrustBundle
 from mesh.errors import ConfigError
 from mesh.files import read_file
+from mesh.revocation import RevocationList, is_of, parse_lists_pem
 from mesh.spiffe import TrustDomain
 from mesh.svid import (
     UNREADABLE,
@@ -69,7 +69,7 @@ class PluggedInCa:
     signer: Signer
     intermediates: tuple[x509.Certificate, ...]
     roots: TrustBundle
-    revoked: tuple[x509.CertificateRevocationList, ...] = ()
+    revoked: tuple[RevocationList, ...] = ()
 
 
 def load_plugged_in(directory: Path, trust_domain: TrustDomain, now: datetime) -> PluggedInCa:
@@ -213,17 +213,15 @@ def _is_self_signed(certificate: x509.Certificate) -> bool:
     return certificate.subject == certificate.issuer
 
 
-def _revocation_lists(pem: bytes) -> tuple[x509.CertificateRevocationList, ...]:
-    marker = b"-----END X509 CRL-----"
-    blocks = [part + marker for part in pem.split(marker)[:-1]]
+def _revocation_lists(pem: bytes) -> tuple[RevocationList, ...]:
     try:
-        return tuple(x509.load_pem_x509_crl(block.lstrip()) for block in blocks)
+        return parse_lists_pem(pem)
     except ValueError as error:
         raise PluggedInCaUnusable(f"{CRL} cannot be read: {error}") from error
 
 
 def _check_coverage(
-    lists: Sequence[x509.CertificateRevocationList],
+    lists: Sequence[RevocationList],
     chain: Sequence[x509.Certificate],
     roots: TrustBundle,
 ) -> None:
@@ -241,22 +239,7 @@ def _check_coverage(
 
 
 def _is_from(
-    revoked: x509.CertificateRevocationList,
-    link: x509.Certificate,
-    issuers: Sequence[x509.Certificate],
+    one: RevocationList, link: x509.Certificate, issuers: Sequence[x509.Certificate]
 ) -> bool:
     """Tell whether a list is of the CA that signed `link`, by name and by signature."""
-    if revoked.issuer != link.issuer:
-        return False
-    return any(issuer.subject == link.issuer and _has_signed(issuer, revoked) for issuer in issuers)
-
-
-def _has_signed(issuer: x509.Certificate, revoked: x509.CertificateRevocationList) -> bool:
-    key = issuer.public_key()
-    kinds = (
-        rsa.RSAPublicKey,
-        ec.EllipticCurvePublicKey,
-        ed25519.Ed25519PublicKey,
-        ed448.Ed448PublicKey,
-    )
-    return isinstance(key, kinds) and revoked.is_signature_valid(key)
+    return any(issuer.subject == link.issuer and is_of(one, issuer) for issuer in issuers)

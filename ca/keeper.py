@@ -9,49 +9,31 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Callable
-from dataclasses import dataclass
 from datetime import datetime, timedelta
-from pathlib import Path
 from typing import Protocol
 
 import trio
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from ca.authority import Authority, TtlLimits
-from ca.cacerts import CRL as PLUGGED_IN_CRL
-from ca.cacerts import ISTIO_LAYOUT, TLS_LAYOUT, load_plugged_in
+from ca.authority import Authority
 from ca.config import CaConfig
 from ca.errors import RootsChangedAtOnce
-from ca.material import (
-    OwnRoot,
-    load_or_create,
-    load_or_create_token_key,
-    load_own_root,
-    renewed_root,
-    store_own_root,
-)
-from ca.root_bundle import renewal_time, safe_change
-from ca.state import CURRENT, LINKED, locked
+from ca.material import load_or_create, load_or_create_token_key
+from ca.replicas import HEARTBEAT, Replica
+from ca.root_bundle import safe_change
+from ca.sources import OwnRootSource, PluggedInSource, Signature
 from mesh.clock import Now, sleep_until
 from mesh.errors import ConfigError
 from mesh.log import get_logger
-from mesh.spiffe import TrustDomain
 
 POLL_INTERVAL = 1.0
 """Seconds between two looks at the files; a look is a dozen calls of stat. Also how long files
 must stand still before they are read: an operator copies them one after the other."""
 
-RENEWAL_INTERVAL = timedelta(hours=1)
+UPKEEP_INTERVAL = timedelta(hours=1)
 """Istio: CITADEL_SELF_SIGNED_ROOT_CERT_CHECK_INTERVAL."""
 
 _log = get_logger("ca")
-
-Signature = tuple[tuple[str, int, int, int] | str, ...]
-"""What files look like from outside: changes whenever one of them does."""
-
-
-Renew = Callable[[datetime], bool]
-"""Renews a root if that is due, and tells whether it was. Blocks. Raises ConfigError."""
 
 
 class Source(Protocol):
@@ -65,79 +47,20 @@ class Source(Protocol):
         """Read and judge the files. Blocks. Raises ConfigError."""
         ...
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class OwnRootSource:
-    """The self-signed CA of a state directory. It changes by `remora ca root` and by renewal."""
-
-    state_dir: Path
-    trust_domain: TrustDomain
-    limits: TtlLimits
-
-    def signature(self) -> Signature:
-        """Return what changes with the files."""
-        return _signature(self.state_dir, (CURRENT, *LINKED))
-
-    def load(self, now: datetime) -> Authority:
-        """Read the files."""
-        return self.authority(load_own_root(self.state_dir, self.trust_domain, now))
-
-    def authority(self, own: OwnRoot) -> Authority:
-        """Make an authority of what was read."""
-        return Authority(signer=own.signer, roots=own.roots, limits=self.limits, former=own.former)
-
-    def renew_if_due(self, now: datetime) -> bool:
-        """Give the root a new life if little of the old one is left. True if that was done.
-
-        Of several CAs one does it, and the others find it done. Blocks. Raises ConfigError.
-        """
-        if now < renewal_time(self._own(now).signer.certificate):
-            return False
-        with locked(self.state_dir):
-            own = self._own(now)
-            if now < renewal_time(own.signer.certificate):
-                return False
-            store_own_root(self.state_dir, renewed_root(own, now))
-            return True
-
-    def _own(self, now: datetime) -> OwnRoot:
-        return load_own_root(self.state_dir, self.trust_domain, now)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PluggedInSource:
-    """A CA in Istio's `cacerts` layout. It changes when an operator replaces the files."""
-
-    directory: Path
-    trust_domain: TrustDomain
-    limits: TtlLimits
-
-    def signature(self) -> Signature:
-        """Return what changes with the files."""
-        return _signature(self.directory, (*ISTIO_LAYOUT, *TLS_LAYOUT, PLUGGED_IN_CRL))
-
-    def load(self, now: datetime) -> Authority:
-        """Read the files."""
-        found = load_plugged_in(self.directory, self.trust_domain, now)
-        return Authority(
-            signer=found.signer,
-            intermediates=found.intermediates,
-            roots=found.roots,
-            limits=self.limits,
-        )
+    def upkeep(self, now: datetime) -> None:
+        """Do what time demands. Blocks. Raises ConfigError, OSError."""
+        ...
 
 
 class AuthorityKeeper:
-    """Holds the authority in force."""
+    """Holds the authority in force, which `source` gave. `replica` tells other CAs of this one."""
 
-    def __init__(
-        self, source: Source, authority: Authority, now: Now, *, renew: Renew | None = None
-    ) -> None:
+    def __init__(self, source: Source, authority: Authority, now: Now, replica: Replica) -> None:
         self._source = source
         self._authority = authority
         self._seen = source.signature()
         self._now = now
-        self._renew = renew
+        self._replica = replica
         self._on_change: list[Callable[[], None]] = []
 
     def authority(self) -> Authority:
@@ -149,23 +72,40 @@ class AuthorityKeeper:
         self._on_change.append(call)
 
     async def run(self) -> None:
-        """Follow the files, and renew a root of our own when it is due, until cancelled."""
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._watch)
-            if self._renew is not None:
-                nursery.start_soon(self._keep_renewed, self._renew)
+        """Follow the files, and do what time demands, until cancelled."""
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._watch)
+                nursery.start_soon(self._keep_up)
+                nursery.start_soon(self._leave_notes)
+        finally:
+            self._replica.remove()
 
-    async def _keep_renewed(self, renew: Renew) -> None:
+    async def _keep_up(self) -> None:
         # At a random time first, so that CAs that started together do not look together.
-        delay = RENEWAL_INTERVAL * (secrets.randbelow(1000) / 1000)
+        delay = UPKEEP_INTERVAL * (secrets.randbelow(1000) / 1000)
         while True:
             await sleep_until(self._now() + delay, self._now)
-            delay = RENEWAL_INTERVAL
+            delay = UPKEEP_INTERVAL
             try:
-                if await trio.to_thread.run_sync(renew, self._now()):
-                    _log.info("root renewed")
-            except ConfigError as error:
-                _log.error("root not renewed", reason=error.reason, why=str(error))
+                await trio.to_thread.run_sync(self._source.upkeep, self._now())
+            except (ConfigError, OSError) as error:
+                _log.error("upkeep of the CA's files failed", why=str(error))
+            # Also for revocation lists, which are made anew before they are overdue.
+            await self._reload()
+
+    async def _leave_notes(self) -> None:
+        while True:
+            await self._note()
+            await trio.sleep(HEARTBEAT.total_seconds())
+
+    async def _note(self) -> None:
+        try:
+            await trio.to_thread.run_sync(
+                self._replica.note, self._authority.generation, self._now()
+            )
+        except ConfigError as error:
+            _log.error("no note left for other CAs", reason=error.reason, why=str(error))
 
     async def _watch(self) -> None:
         while True:
@@ -198,6 +138,7 @@ class AuthorityKeeper:
         )
         for call in self._on_change:
             call()
+        await self._note()
 
     def _check_change(self, new: Authority) -> None:
         if not safe_change(self._authority.roots.authorities, new.roots.authorities):
@@ -215,35 +156,28 @@ async def open_authority(
 
     Raises ConfigError.
     """
-    if config.ca_certs is not None:
-        plugged_in = PluggedInSource(
-            directory=config.ca_certs, trust_domain=config.trust_domain, limits=config.ttl_limits
-        )
-        token_key = await trio.to_thread.run_sync(load_or_create_token_key, config.state_dir)
-        authority = await trio.to_thread.run_sync(plugged_in.load, now())
-        return AuthorityKeeper(plugged_in, authority, now), token_key
     # Not abandoned on cancellation: a process that ends halfway would leave half a CA.
-    material = await trio.to_thread.run_sync(
-        load_or_create, config.state_dir, config.trust_domain, now()
-    )
+    source, token_key = await trio.to_thread.run_sync(_open_source, config, now())
+    authority = await trio.to_thread.run_sync(source.load, now())
+    return AuthorityKeeper(source, authority, now, Replica(config.state_dir)), token_key
+
+
+def _open_source(config: CaConfig, now: datetime) -> tuple[Source, ec.EllipticCurvePrivateKey]:
+    if config.ca_certs is not None:
+        token_key = load_or_create_token_key(config.state_dir)
+        plugged_in = PluggedInSource(
+            directory=config.ca_certs,
+            state_dir=config.state_dir,
+            trust_domain=config.trust_domain,
+            limits=config.ttl_limits,
+        )
+        return plugged_in, token_key
+    material = load_or_create(config.state_dir, config.trust_domain, now)
     if material.created:
         _log.info(
             "root created", state_dir=str(config.state_dir), trust_domain=str(config.trust_domain)
         )
-    source = OwnRootSource(
+    own = OwnRootSource(
         state_dir=config.state_dir, trust_domain=config.trust_domain, limits=config.ttl_limits
     )
-    keeper = AuthorityKeeper(source, source.authority(material.own), now, renew=source.renew_if_due)
-    return keeper, material.token_key
-
-
-def _signature(directory: Path, names: tuple[str, ...]) -> Signature:
-    return tuple(_file_signature(directory / name) for name in names)
-
-
-def _file_signature(path: Path) -> tuple[str, int, int, int] | str:
-    try:
-        status = path.stat()
-    except OSError:
-        return path.name
-    return path.name, status.st_ino, status.st_mtime_ns, status.st_size
+    return own, material.token_key

@@ -7,7 +7,7 @@ a CA that quietly made itself a new root would cut off its whole mesh. They chan
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from pathlib import Path
 
@@ -31,6 +31,7 @@ from ca.state import (
     VERSION,
     VERSION_FILE,
     check_version,
+    generation,
     locked,
     missing,
     publish,
@@ -59,13 +60,19 @@ class OwnRoot:
     """A self-signed CA: who signs, whom peers trust, and who signs next or signed before.
 
     `upcoming` is there between the preparation and the activation of a new root, `former` between
-    activation and retirement.
+    activation and retirement. `generation` names the files that all this was read from.
     """
 
     signer: Signer
     roots: TrustBundle
     upcoming: Signer | None = None
     former: Signer | None = None
+    generation: str = field(default="", compare=False)
+
+    @property
+    def signers(self) -> tuple[Signer, ...]:
+        """Every key whose certificates may be out there, or will be."""
+        return tuple(one for one in (self.signer, self.upcoming, self.former) if one is not None)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -247,6 +254,7 @@ def _read_own_root(directory: Path, trust_domain: TrustDomain, now: datetime) ->
         roots=TrustBundle.of(trust_domain, roots),
         upcoming=others[0],
         former=others[1],
+        generation=generation(directory),
     )
 
 

@@ -6,7 +6,8 @@ from collections.abc import Collection
 from datetime import datetime
 
 from cryptography import x509
-from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+
+from ca.ledger import anchor_id
 
 GRACE_PERCENT = 20
 """Istio: CITADEL_SELF_SIGNED_ROOT_CERT_GRACE_PERIOD_PERCENTILE. A self-signed root is renewed when
@@ -19,18 +20,8 @@ def safe_change(current: Collection[x509.Certificate], new: Collection[x509.Cert
     Istio's rule for roots that are replaced under a running control plane. Order does not matter.
     A root that got a new life counts as the same: what verifies is its name and its key.
     """
-    before, after = _anchors(current), _anchors(new)
+    before, after = (frozenset(anchor_id(root) for root in roots) for roots in (current, new))
     return bool(before and after) and (before <= after or after <= before)
-
-
-def _anchors(roots: Collection[x509.Certificate]) -> frozenset[tuple[bytes, bytes]]:
-    return frozenset(
-        (
-            root.subject.public_bytes(),
-            root.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo),
-        )
-        for root in roots
-    )
 
 
 def renewal_time(root: x509.Certificate, grace_percent: int = GRACE_PERCENT) -> datetime:

@@ -12,6 +12,7 @@ import trio.abc
 from ca.audit import AuditLog
 from ca.config import CaConfig
 from ca.decisions import Decisions
+from ca.issued_log import IssuedLog
 from ca.issuers import authenticator_chain, remote_issuers
 from ca.keeper import AuthorityKeeper, open_authority
 from ca.metrics import CONTENT_TYPE
@@ -50,11 +51,13 @@ async def serve(
     """Run the CA until cancelled. Raises ConfigError if it cannot start."""
     issuers = await remote_issuers(config, now())
     keeper, token_key = await open_authority(config, now)
-    decisions = Decisions(audit=AuditLog(config.state_dir))
+    decisions = Decisions(audit=AuditLog(config.state_dir), ledger=IssuedLog(config.state_dir))
     service = Service()
     CertificateService(
         authority=keeper.authority,
-        authenticators=authenticator_chain(config, token_key, issuers),
+        authenticators=authenticator_chain(
+            config, token_key, issuers, lambda: keeper.authority().revocations.serials
+        ),
         now=now,
         limiter=RateLimiter(config.rate_limit, config.identity_rate_limit, now()),
         decisions=decisions,

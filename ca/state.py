@@ -105,6 +105,11 @@ def read_together(directory: Path, read: Callable[[], _Read]) -> _Read:
     raise ConfigError(f"{directory / CURRENT} is replaced all the time: by what?")
 
 
+def generation(directory: Path) -> str:
+    """Return the name of the generation in force, empty before the first change."""
+    return _current(directory) or ""
+
+
 def publish(directory: Path, files: Mapping[str, bytes]) -> None:
     """Put a new generation into force, under the lock. Raises ConfigError. Blocks.
 

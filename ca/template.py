@@ -91,7 +91,7 @@ def leaf_certificate(
         .add_extension(_key_usage(digital_signature=True, key_encipherment=True), critical=True)
         .add_extension(x509.ExtendedKeyUsage(_BOTH_ROLES), critical=False)
         .add_extension(x509.SubjectKeyIdentifier.from_public_key(public_key), critical=False)
-        .add_extension(_authority_key_id(signer), critical=False)
+        .add_extension(authority_key_id(signer), critical=False)
     )
     return builder.sign(signer.key, hashes.SHA256())
 
@@ -166,7 +166,7 @@ def _key_usage(
     )
 
 
-def _authority_key_id(signer: Signer) -> x509.AuthorityKeyIdentifier:
+def authority_key_id(signer: Signer) -> x509.AuthorityKeyIdentifier:
     """Name the signer's key by its own identifier, which need not be the hash we would compute."""
     try:
         own = signer.certificate.extensions.get_extension_for_class(x509.SubjectKeyIdentifier)

@@ -13,9 +13,11 @@ from structlog.testing import capture_logs
 
 import ca.keeper
 from ca.cacerts import CERT, CHAIN, KEY, ROOT
-from ca.keeper import AuthorityKeeper, OwnRootSource, PluggedInSource
+from ca.keeper import AuthorityKeeper
 from ca.material import load_or_create, load_own_root, new_root, store_own_root
+from ca.replicas import Replica
 from ca.root_bundle import renewal_time
+from ca.sources import OwnRootSource, PluggedInSource
 from ca.state import CURRENT
 from mesh.errors import ConfigError
 from mesh.svid import certificates_pem, private_key_pem
@@ -45,7 +47,9 @@ class Watched:
 
     def __init__(self, source: Any, nursery: trio.Nursery) -> None:
         self.time = NOW
-        self.keeper = AuthorityKeeper(source, source.load(NOW), lambda: self.time)
+        self.keeper = AuthorityKeeper(
+            source, source.load(NOW), lambda: self.time, Replica(source.state_dir)
+        )
         self.changes = 0
         self.change = trio.Event()
         self.keeper.on_change(self._count)
@@ -83,7 +87,11 @@ def cacerts(tmp_path: Path) -> Path:
 
 
 def plugged_in(directory: Path) -> PluggedInSource:
-    return PluggedInSource(directory=directory, trust_domain=CLUSTER, limits=LIMITS)
+    state = directory.parent / "state"
+    state.mkdir(mode=0o700, exist_ok=True)
+    return PluggedInSource(
+        directory=directory, state_dir=state, trust_domain=CLUSTER, limits=LIMITS
+    )
 
 
 async def test_a_new_intermediate_is_taken(cacerts: Path, nursery: trio.Nursery) -> None:
