@@ -6,7 +6,7 @@ would help only somebody who is guessing.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Protocol
@@ -18,6 +18,7 @@ from ca.errors import (
     CallerUnknown,
     CertificateExpired,
     CertificateForeign,
+    CertificateRevoked,
     KeysUnavailable,
     NoCredential,
     TokenKeyUnknown,
@@ -165,6 +166,7 @@ class CertificateAuthenticator:
     """
 
     trust_domain: TrustDomain
+    revoked: Callable[[], Collection[int]] = frozenset[int]
     name: str = "client-certificate"
 
     async def authenticate(self, presented: Presented, now: datetime) -> Caller:
@@ -180,7 +182,12 @@ class CertificateAuthenticator:
             raise CertificateForeign(
                 f"the client certificate names {identity}, not of trust domain {self.trust_domain}"
             )
-        # TLS checked the time when the connection began, which may be long ago.
+        # TLS checked both when the connection began, which may be long ago.
+        if leaf.serial_number in self.revoked():
+            raise CertificateRevoked(
+                f"the client certificate of {identity} with serial number {leaf.serial_number:x} "
+                "was revoked"
+            )
         if now > leaf.not_valid_after_utc:
             raise CertificateExpired(
                 f"the client certificate of {identity} ended at {leaf.not_valid_after_utc}, after "

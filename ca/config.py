@@ -12,8 +12,10 @@ from pathlib import Path
 from cryptography import x509
 
 from ca.authority import TtlLimits
+from ca.cacerts import ROOT as PLUGGED_IN_ROOT
 from ca.oidc import check_url
 from ca.rate_limit import DEFAULT_PER_IDENTITY, DEFAULT_TOTAL, Rate
+from ca.state import ROOT_CERT
 from ca.tokens import is_account_name
 from mesh.address import Address
 from mesh.api import CA_ACCOUNT, CA_DNS_NAME, TOKEN_AUDIENCE
@@ -53,6 +55,7 @@ class CaConfig:
     listen: Address
     trust_domain: TrustDomain
     dns_names: tuple[str, ...] = ()
+    ca_certs: Path | None = None
     default_ttl: timedelta = DEFAULT_TTL
     max_ttl: timedelta = DEFAULT_MAX_TTL
     jwks: Path | None = None
@@ -78,6 +81,13 @@ class CaConfig:
             raise ConfigError("--token-audience must not be empty: name what tokens are made for")
         self._check_issuers()
         general_names(self.dns_names)
+
+    @property
+    def root_cert(self) -> Path:
+        """The file of roots that agents need."""
+        if self.ca_certs is None:
+            return self.state_dir / ROOT_CERT
+        return self.ca_certs / PLUGGED_IN_ROOT
 
     def _check_issuers(self) -> None:
         if self.jwks_issuer is not None and self.jwks is None and self.jwks_url is None:

@@ -9,6 +9,8 @@ from ca.audit import AuditLog, Value
 from ca.authenticate import Caller
 from ca.authority import Issued
 from ca.errors import AuditFailed, CaError, CallerUnknown, Fault, IdentityRefused, SigningError
+from ca.issued_log import IssuedLog
+from ca.ledger import IssuedRecord, anchor_id
 from ca.metrics import CaMetrics
 from mesh.log import get_logger
 
@@ -17,17 +19,23 @@ _log = get_logger("ca")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Decisions:
-    """Records decisions. Without an audit log there is none, as in tests."""
+    """Records decisions. Without an audit log or a ledger there is none, as in tests."""
 
     metrics: CaMetrics = field(default_factory=CaMetrics)
     audit: AuditLog | None = None
+    ledger: IssuedLog | None = None
 
     def asked(self) -> None:
         """Count a signing request that came in."""
         self.metrics.count("citadel_server_csr_count")
 
-    def issued(self, issued: Issued, caller: Caller, peer: str, now: datetime) -> None:
-        """Record a certificate that is about to leave. Raises AuditFailed: then it must not."""
+    def issued(
+        self, issued: Issued, caller: Caller, peer: str, now: datetime, replaces: int | None = None
+    ) -> None:
+        """Record a certificate that is about to leave, in place of the one numbered `replaces`.
+
+        Raises AuditFailed, LedgerFailed: then it must not leave.
+        """
         certificate = issued.certificate
         facts: dict[str, Value] = {
             "identity": str(issued.identity),
@@ -37,6 +45,8 @@ class Decisions:
             "not_after": certificate.not_valid_after_utc.isoformat(),
             "peer": peer,
         }
+        if self.ledger is not None:
+            self.ledger.add(_record(issued, replaces))
         if self.audit is not None:
             self.audit.record("issued", now, **facts)
         self.metrics.count("citadel_server_success_cert_issuance_count")
@@ -94,3 +104,14 @@ class Decisions:
             self.audit.record(event.replace(" ", "_"), now, **facts)
         except AuditFailed as error:
             _log.error("audit line lost", reason=error.reason, why=str(error))
+
+
+def _record(issued: Issued, replaces: int | None) -> IssuedRecord:
+    return IssuedRecord(
+        serial=issued.certificate.serial_number,
+        identity=str(issued.identity),
+        not_after=issued.certificate.not_valid_after_utc,
+        signer=anchor_id(issued.signer),
+        roots=frozenset(anchor_id(root) for root in issued.roots.authorities),
+        replaces=replaces,
+    )

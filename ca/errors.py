@@ -6,13 +6,43 @@ import enum
 from collections.abc import Sequence
 from typing import ClassVar
 
-from mesh.errors import RemoraError
+from mesh.errors import ConfigError, RemoraError
 
 
 class CaError(RemoraError):
     """The CA refused something."""
 
     reason: ClassVar[str] = "ca_error"
+
+
+class PluggedInCaUnusable(ConfigError, CaError):
+    """The CA that was plugged in does not pass its checks."""
+
+    reason: ClassVar[str] = "plugged_in_ca_unusable"
+
+
+class RootsChangedAtOnce(ConfigError, CaError):
+    """The roots were replaced in a way that would cut workloads off from each other."""
+
+    reason: ClassVar[str] = "roots_changed_at_once"
+
+
+class RotationRefused(CaError):
+    """This step of a root rotation is not the next one."""
+
+    reason: ClassVar[str] = "rotation_refused"
+
+
+class RotationTooEarly(CaError):
+    """The next step of a root rotation would cut workloads off from each other."""
+
+    reason: ClassVar[str] = "rotation_too_early"
+
+
+class NothingToRevoke(CaError):
+    """What is to be revoked, or restored, is not there."""
+
+    reason: ClassVar[str] = "nothing_to_revoke"
 
 
 class Fault(enum.StrEnum):
@@ -78,6 +108,12 @@ class IdentityRefused(SigningError):
     reason = "identity_refused"
 
 
+class IdentityRevoked(SigningError):
+    """An operator revoked the identity: it gets no certificate any more."""
+
+    reason = "identity_revoked"
+
+
 class CertificateUnsound(SigningError):
     """A certificate failed the CA's own check and must not be used or leave."""
 
@@ -88,6 +124,13 @@ class AuditFailed(SigningError):
     """The audit log cannot be written, so nothing may be issued."""
 
     reason = "audit_failed"
+    fault = Fault.NOT_READY
+
+
+class LedgerFailed(SigningError):
+    """The record of issued certificates cannot be written, so nothing may be issued."""
+
+    reason = "ledger_failed"
     fault = Fault.NOT_READY
 
 
@@ -198,6 +241,12 @@ class CertificateForeign(AuthenticationError):
     """The client certificate names no workload of this CA's trust domain."""
 
     reason = "client_certificate_foreign"
+
+
+class CertificateRevoked(AuthenticationError):
+    """The client certificate was revoked."""
+
+    reason = "client_certificate_revoked"
 
 
 class CallerUnknown(CaError):

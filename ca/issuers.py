@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
 from datetime import datetime
 from functools import partial
 from pathlib import Path
@@ -52,16 +52,18 @@ def authenticator_chain(
     config: CaConfig,
     token_key: ec.EllipticCurvePrivateKey,
     remote: Sequence[RemoteTokenAuthenticator],
+    revoked: Callable[[], Collection[int]],
 ) -> tuple[Authenticator, ...]:
     """Return every way to prove an identity, in the order they are tried.
 
     The certificate comes first, as in Istio: a workload that renews with it may still send the
-    token that it joined with. What needs the network comes last.
+    token that it joined with. What needs the network comes last. `revoked` returns the serial
+    numbers that are no good any more.
     """
     audiences = frozenset(config.token_audiences)
     key = token_key.public_key()
     return (
-        CertificateAuthenticator(trust_domain=config.trust_domain),
+        CertificateAuthenticator(trust_domain=config.trust_domain, revoked=revoked),
         TokenAuthenticator(
             name="own-token",
             issuer=own_issuer(key, audiences),

@@ -10,11 +10,11 @@ import trio
 import trio.abc
 
 from ca.audit import AuditLog
-from ca.authority import Authority
 from ca.config import CaConfig
 from ca.decisions import Decisions
+from ca.issued_log import IssuedLog
 from ca.issuers import authenticator_chain, remote_issuers
-from ca.material import ROOT_CERT, Material, load_or_create
+from ca.keeper import AuthorityKeeper, open_authority
 from ca.metrics import CONTENT_TYPE
 from ca.rate_limit import RateLimiter
 from ca.service import CertificateService
@@ -50,26 +50,28 @@ async def serve(
 ) -> None:
     """Run the CA until cancelled. Raises ConfigError if it cannot start."""
     issuers = await remote_issuers(config, now())
-    material = await _load_material(config, now)
-    authority = Authority(signer=material.signer, roots=material.roots, limits=config.ttl_limits)
-    authenticators = authenticator_chain(config, material.token_key, issuers)
-    decisions = Decisions(audit=AuditLog(config.state_dir))
+    keeper, token_key = await open_authority(config, now)
+    decisions = Decisions(audit=AuditLog(config.state_dir), ledger=IssuedLog(config.state_dir))
     service = Service()
     CertificateService(
-        authority=lambda: authority,
-        authenticators=authenticators,
+        authority=keeper.authority,
+        authenticators=authenticator_chain(
+            config, token_key, issuers, lambda: keeper.authority().revocations.serials
+        ),
         now=now,
         limiter=RateLimiter(config.rate_limit, config.identity_rate_limit, now()),
         decisions=decisions,
     ).register(service)
-    serving = ServingCertificate(authority, config.identity, config.server_names, now)
+    serving = ServingCertificate(keeper.authority, config.identity, config.server_names, now)
+    keeper.on_change(serving.renew)
     listeners = await _listen(config.listen)
     async with trio.open_nursery() as nursery:
         running = Running(
             addresses=tuple(_address(at.socket.getsockname()) for at in listeners),
-            metrics=await _serve_metrics(config, nursery, decisions, authority, now),
+            metrics=await _serve_metrics(config, nursery, decisions, keeper, now),
         )
         nursery.start_soon(serving.keep_renewing)
+        nursery.start_soon(keeper.run)
         await nursery.start(
             partial(serve_grpc, service, listeners, accept=_tls_accept(serving), limits=LIMITS)
         )
@@ -77,35 +79,24 @@ async def serve(
             "ca ready",
             addresses=[str(address) for address in running.addresses],
             trust_domain=str(config.trust_domain),
-            root_cert=str(config.state_dir / ROOT_CERT),
-            root_not_after=material.signer.certificate.not_valid_after_utc.isoformat(),
+            root_cert=str(config.root_cert),
+            signer_not_after=keeper.authority().signer.certificate.not_valid_after_utc.isoformat(),
         )
         task_status.started(running)
-
-
-async def _load_material(config: CaConfig, now: Now) -> Material:
-    # Not abandoned on cancellation: a process that ends halfway would leave half a CA.
-    material = await trio.to_thread.run_sync(
-        load_or_create, config.state_dir, config.trust_domain, now()
-    )
-    if material.created:
-        _log.info(
-            "root created", state_dir=str(config.state_dir), trust_domain=str(config.trust_domain)
-        )
-    return material
 
 
 async def _serve_metrics(
     config: CaConfig,
     nursery: trio.Nursery,
     decisions: Decisions,
-    authority: Authority,
+    keeper: AuthorityKeeper,
     now: Now,
 ) -> Address | None:
     if config.metrics_listen is None:
         return None
 
     def metrics() -> Page:
+        authority = keeper.authority()
         chain = (authority.signer.certificate, *authority.intermediates)
         text = decisions.metrics.exposition(authority.roots.authorities, chain, now())
         return Page(body=text.encode("ascii"), content_type=CONTENT_TYPE)

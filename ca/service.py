@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -10,9 +11,16 @@ from google.protobuf.struct_pb2 import Value
 from ca.authenticate import Authenticator, Caller, Presented, identify
 from ca.authority import Authority
 from ca.decisions import Decisions
-from ca.errors import AuthenticationError, CallerUnknown, Fault, RateLimited, SigningError
+from ca.errors import (
+    AuthenticationError,
+    CallerUnknown,
+    Fault,
+    IdentityRevoked,
+    RateLimited,
+    SigningError,
+)
 from ca.rate_limit import RateLimiter
-from mesh.api import CREATE_CERTIFICATE
+from mesh.api import CREATE_CERTIFICATE, REPLACED_SERIAL, TAKES_REVOCATION_LISTS
 from mesh.clock import Now
 from mesh.grpc import GrpcError, ServerCall, Service, Status
 from mesh.protos.istio_ca_pb2 import IstioCertificateRequest, IstioCertificateResponse
@@ -25,6 +33,11 @@ NOT_IMPERSONATED = "request impersonation authentication failure"
 """Istio's words, and nothing more: why is for the log."""
 
 TOO_OFTEN = "too many requests"
+
+REVOKED = "the identity was revoked"
+
+_SERIAL = re.compile("[0-9a-fA-F]{1,40}")
+"""RFC 5280, 4.1.2.2: a serial number has at most 20 octets."""
 
 _STATUS = {
     Fault.CSR: Status.INVALID_ARGUMENT,
@@ -65,10 +78,13 @@ class CertificateService:
                 caller, request.csr.encode(), request.validity_duration, self.now()
             )
             await self._spend(caller, call)
-            self.decisions.issued(issued, caller, call.peer.address, self.now())
+            replaces = _replaced_serial(request, caller, call)
+            self.decisions.issued(issued, caller, call.peer.address, self.now(), replaces)
         except SigningError as error:
             self.decisions.refused(error, caller, call.peer.address, self.now())
-            raise GrpcError(_STATUS[error.fault], _signing_message(error)) from error
+            raise _signing_failure(error) from error
+        if request.metadata.fields[TAKES_REVOCATION_LISTS].bool_value:
+            return IstioCertificateResponse(cert_chain=issued.elements_with_revoked())
         return IstioCertificateResponse(cert_chain=issued.elements)
 
     async def _identify(self, call: ServerCall) -> Caller:
@@ -126,8 +142,30 @@ def _impersonated(request: IstioCertificateRequest) -> str | None:
     return value.string_value
 
 
-def _signing_message(error: SigningError) -> str:
+def _replaced_serial(
+    request: IstioCertificateRequest, caller: Caller, call: ServerCall
+) -> int | None:
+    """Return the number of the certificate that the caller will stop to use, if it says so.
+
+    A caller that shows a certificate of its own renews it; others may name it in the request.
+    """
+    chain = () if call.peer.tls is None else call.peer.tls.peer_chain
+    if chain and call.peer.tls is not None and call.peer.tls.peer_id == caller.identity:
+        return chain[0].serial_number
+    said = request.metadata.fields.get(REPLACED_SERIAL)
+    if said is None or not _SERIAL.fullmatch(said.string_value):
+        return None
+    return int(said.string_value, 16)
+
+
+def _signing_failure(error: SigningError) -> GrpcError:
     """Tell the caller what is wrong with what it sent, and nothing of what is wrong with us."""
+    if isinstance(error, IdentityRevoked):
+        return GrpcError(Status.PERMISSION_DENIED, REVOKED)
+    return GrpcError(_STATUS[error.fault], _signing_message(error))
+
+
+def _signing_message(error: SigningError) -> str:
     if _STATUS[error.fault] is Status.INVALID_ARGUMENT:
         return f"CSR signing error ({error.fault}: {error})"
     return f"CSR signing error ({error.fault})"

@@ -1,11 +1,11 @@
 """The CA's own serving certificate: issued by itself, renewed at half its life without a restart.
 
-Kept apart from the server because nothing else of the CA changes while it runs.
+It is issued anew, too, when the CA's own key or roots change.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta
 
 from cryptography import x509
@@ -35,7 +35,11 @@ class ServingCertificate:
     """Holds the TLS context that new connections begin with."""
 
     def __init__(
-        self, authority: Authority, identity: SpiffeId, names: Sequence[x509.GeneralName], now: Now
+        self,
+        authority: Callable[[], Authority],
+        identity: SpiffeId,
+        names: Sequence[x509.GeneralName],
+        now: Now,
     ) -> None:
         """Issue the first certificate. Raises SigningError."""
         self._authority = authority
@@ -52,20 +56,25 @@ class ServingCertificate:
         """Renew for ever. Connections keep what they began with."""
         while True:
             await sleep_until(self._renew_at, self._now)
-            try:
-                self._context, self._renew_at = self._issue()
-            except SigningError as error:
-                _log.error("serving certificate not renewed", reason=error.reason, why=str(error))
-                self._renew_at = self._now() + RETRY_AFTER
+            self.renew()
+
+    def renew(self) -> None:
+        """Renew at once: because it is time, or because the CA's roots or key have changed."""
+        try:
+            self._context, self._renew_at = self._issue()
+        except SigningError as error:
+            _log.error("serving certificate not renewed", reason=error.reason, why=str(error))
+            self._renew_at = self._now() + RETRY_AFTER
 
     def _issue(self) -> tuple[TlsContext, datetime]:
         now = self._now()
         key = ec.generate_private_key(ec.SECP256R1())
-        issued = self._authority.issue_own(self._identity, self._names, key.public_key(), now)
+        authority = self._authority()
+        issued = authority.issue_own(self._identity, self._names, key.public_key(), now)
         svid = X509Svid(
-            id=self._identity, chain=(issued.certificate, *self._authority.intermediates), key=key
+            id=self._identity, chain=(issued.certificate, *authority.intermediates), key=key
         )
-        roots = self._authority.roots
+        roots = authority.roots
         context = server_context(
             svid,
             {roots.trust_domain: roots},

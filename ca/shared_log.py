@@ -29,6 +29,7 @@ class SharedLog:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._descriptor = self._open()
+        self._torn = False
 
     def close(self) -> None:
         """Close the file."""
@@ -41,7 +42,9 @@ class SharedLog:
         cut: forcing each to disk would cost more than signing. Raises OSError, ConfigError.
         """
         with self._locked(fcntl.LOCK_SH):
-            if os.write(self._descriptor, line) != len(line):
+            data = b"\n" + line if self._torn else line
+            self._torn = os.write(self._descriptor, data) != len(data)
+            if self._torn:
                 raise OSError(f"{self._path} took a part of a line only: is the disk full?")
             return os.fstat(self._descriptor).st_size
 

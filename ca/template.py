@@ -54,19 +54,22 @@ class LeafNames:
     others: Sequence[x509.GeneralName] = ()
 
 
-def leaf_validity(now: datetime, ttl: timedelta, signer: x509.Certificate) -> Validity:
-    """Return a leaf's validity: backdated, `ttl` long from `now`, ending no later than `signer`.
+def leaf_validity(now: datetime, ttl: timedelta, chain: Sequence[x509.Certificate]) -> Validity:
+    """Return the validity of a leaf, `ttl` long from `now`, ending no later than any of `chain`.
 
-    Raises SignerNotValid when the signer itself is not valid at `now`.
+    `chain` is the signer's certificate and those above it. Raises SignerNotValid when one of them
+    is itself not valid at `now`.
     """
     now = now.replace(microsecond=0)
-    begins, ends = signer.not_valid_before_utc, signer.not_valid_after_utc
-    if now >= ends:
-        raise SignerNotValid(f"the CA's certificate expired at {ends}: renew the CA")
-    if now < begins:
-        raise SignerNotValid(
-            f"the CA's certificate begins only at {begins} and it is {now}: set the clock"
-        )
+    for link in chain:
+        begins, ends = link.not_valid_before_utc, link.not_valid_after_utc
+        if now >= ends:
+            raise SignerNotValid(f"the CA's certificate expired at {ends}: renew the CA")
+        if now < begins:
+            raise SignerNotValid(
+                f"the CA's certificate begins only at {begins} and it is {now}: set the clock"
+            )
+    ends = min(link.not_valid_after_utc for link in chain)
     return Validity(not_before=now - BACKDATE, not_after=min(now + ttl, ends))
 
 
@@ -88,7 +91,7 @@ def leaf_certificate(
         .add_extension(_key_usage(digital_signature=True, key_encipherment=True), critical=True)
         .add_extension(x509.ExtendedKeyUsage(_BOTH_ROLES), critical=False)
         .add_extension(x509.SubjectKeyIdentifier.from_public_key(public_key), critical=False)
-        .add_extension(_authority_key_id(signer), critical=False)
+        .add_extension(authority_key_id(signer), critical=False)
     )
     return builder.sign(signer.key, hashes.SHA256())
 
@@ -163,7 +166,7 @@ def _key_usage(
     )
 
 
-def _authority_key_id(signer: Signer) -> x509.AuthorityKeyIdentifier:
+def authority_key_id(signer: Signer) -> x509.AuthorityKeyIdentifier:
     """Name the signer's key by its own identifier, which need not be the hash we would compute."""
     try:
         own = signer.certificate.extensions.get_extension_for_class(x509.SubjectKeyIdentifier)

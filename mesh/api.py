@@ -36,6 +36,15 @@ CREATE_CERTIFICATE = Method(
     IstioCertificateResponse,
 )
 
+REPLACED_SERIAL = "ReplacedCertificateSerial"
+"""Request metadata of CreateCertificate: the serial number, in hexadecimal, of the certificate that
+the new one takes the place of. From it our CA knows which certificates are in use; others ignore
+it."""
+
+TAKES_REVOCATION_LISTS = "TakesCertificateRevocationLists"
+"""Request metadata of CreateCertificate: true asks for the revocation lists, as further PEM blocks
+after the roots."""
+
 STREAM_SECRETS = Method(
     "/envoy.service.secret.v3.SecretDiscoveryService/StreamSecrets",
     DiscoveryRequest,

@@ -21,6 +21,7 @@ from mesh.verify import (
     PeerNotTrusted,
     PeerRejected,
     bundle_for,
+    check_not_revoked,
     peer_leaf_id,
     refusal_by_time,
     rejection,
@@ -84,12 +85,14 @@ def svid_verifier(bundles: Bundles) -> Verify:
     def verify(chain: Sequence[x509.Certificate]) -> SpiffeId:
         identity = peer_leaf_id(chain[0])
         # OpenSSL accepted any of the roots; only those of the leaf's own domain may count.
-        if chain[-1] not in bundle_for(identity, bundles).authorities:
+        bundle = bundle_for(identity, bundles)
+        if chain[-1] not in bundle.authorities:
             issuer = subject_text(chain[-1])
             raise PeerNotTrusted(
                 f"{identity} was signed under root {issuer!r}, which speaks for another trust "
                 f"domain than {identity.trust_domain}"
             )
+        check_not_revoked(chain, bundle)
         return identity
 
     return verify

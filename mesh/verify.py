@@ -14,6 +14,7 @@ from OpenSSL import crypto
 
 from mesh.bundle import Bundles, TrustBundle
 from mesh.errors import RemoraError
+from mesh.revocation import find_revoked
 from mesh.spiffe import SpiffeId
 from mesh.svid import UNREADABLE, InvalidSvid, leaf_id, subject_text
 
@@ -37,6 +38,12 @@ class PeerNotTrusted(PeerRejected):
     """The peer's chain does not end in a root of its trust domain."""
 
     reason = "peer_not_trusted"
+
+
+class PeerRevoked(PeerRejected):
+    """A certificate in the peer's chain was revoked by the CA that issued it."""
+
+    reason = "peer_revoked"
 
 
 class PeerExpired(PeerRejected):
@@ -81,18 +88,37 @@ def verify_chain(chain: Sequence[x509.Certificate], bundles: Bundles, now: datet
     if len(chain) > MAX_CHAIN:
         raise PeerInvalid(f"the peer sent {len(chain)} certificates, more than {MAX_CHAIN}")
     identity = peer_leaf_id(chain[0])
+    validate_path(chain, bundle_for(identity, bundles), now)
+    return identity
+
+
+def validate_path(chain: Sequence[x509.Certificate], bundle: TrustBundle, now: datetime) -> None:
+    """Check that `chain` (leaf first, or a CA) leads to a root of `bundle` at `now` (RFC 5280, 6).
+
+    Raises PeerRejected.
+    """
     store = crypto.X509Store()
-    add_authorities(store, [bundle_for(identity, bundles)])
+    add_authorities(store, [bundle])
     store.set_time(now)
     leaf, *others = _for_openssl(chain)
     context = crypto.X509StoreContext(store, leaf, others)
     try:
-        context.verify_certificate()
+        verified = context.get_verified_chain()
     except crypto.X509StoreContextError as error:
         certificate = error.certificate.to_cryptography()
         refusal = refusal_by_time(certificate, now) or rejection(int(error.errors[0]), certificate)
         raise refusal from error
-    return identity
+    check_not_revoked([link.to_cryptography() for link in verified], bundle)
+
+
+def check_not_revoked(chain: Sequence[x509.Certificate], bundle: TrustBundle) -> None:
+    """Check a verified chain, root last, against the revocation lists. Raises PeerRevoked."""
+    revoked = find_revoked(chain, bundle.revoked)
+    if revoked is not None:
+        raise PeerRevoked(
+            f"the certificate of {describe(revoked)} with serial number "
+            f"{revoked.serial_number:x} was revoked: its holder needs another one"
+        )
 
 
 def _for_openssl(chain: Sequence[x509.Certificate]) -> list[crypto.X509]:

@@ -21,8 +21,17 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 
 from ca.authenticate import Authenticator, Caller, Presented, TokenAuthenticator, bearer_token
 from ca.authority import Authority, TtlLimits
-from ca.errors import AuthenticationError, CertificateUnsound, Fault, NoCredential, SigningError
+from ca.cacerts import PluggedInFiles, check_plugged_in
+from ca.errors import (
+    AuthenticationError,
+    CertificateUnsound,
+    Fault,
+    NoCredential,
+    PluggedInCaUnusable,
+    SigningError,
+)
 from ca.jwks import token_key
+from ca.root_bundle import safe_change
 from ca.selfcheck import check_leaf
 from ca.service import CertificateService
 from ca.template import Signer
@@ -31,7 +40,7 @@ from mesh.bundle import TrustBundle
 from mesh.grpc import GrpcError, Peer, ServerCall
 from mesh.protos.istio_ca_pb2 import IstioCertificateRequest
 from mesh.spiffe import InvalidSpiffeId, SpiffeId, TrustDomain
-from mesh.svid import parse_certificates_pem
+from mesh.svid import parse_certificates_pem, private_key_pem
 from tests.ca.case_templates import (
     EXTENDED,
     general_name,
@@ -327,3 +336,36 @@ def keyless_token(header: dict[str, Any], claims: dict[str, Any], key: str) -> s
     )
     mac = hmac.new(secret, unsigned.encode(), hashlib.sha256).digest()
     return unsigned + "." + base64.urlsafe_b64encode(mac).rstrip(b"=").decode()
+
+
+# root_bundle_update, plugin_ca -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("case", of_kind("root_bundle_update"))
+def test_root_bundle_update(case: Case) -> None:
+    understand(case, "current", "new")
+    names = sorted({*case["current"], *case["new"]})
+    roots = {name: make_root(name).certificate for name in names}
+    current, new = ([roots[name] for name in case[field]] for field in ("current", "new"))
+    judge(case, str(safe_change(current, new)).lower())
+
+
+@pytest.mark.parametrize("case", of_kind("plugin_ca"))
+def test_plugin_ca(case: Case) -> None:
+    understand(case, "files")
+    root = make_root("root")
+    ours = {"root": root, "int": root.intermediate("int"), "root2": make_root("root2")}
+    wanted = case["files"]
+    assert set(filter(None, wanted.values())) <= set(ours)
+    files = PluggedInFiles(
+        cert=ours[wanted["cert"]].pem,
+        key=private_key_pem(ours[wanted["key"]].key),
+        chain=None if wanted["chain"] is None else ours[wanted["chain"]].pem,
+        root=ours[wanted["root"]].pem,
+    )
+    try:
+        check_plugged_in(files, TrustDomain("cluster.local"), NOW)
+    except PluggedInCaUnusable:
+        judge(case, "reject")
+    else:
+        judge(case, "accept")

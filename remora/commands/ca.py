@@ -9,9 +9,11 @@ from typing import Annotated
 import typer
 
 from mesh.log import LogFormat, LogLevel, configure_logging
+from remora.commands import ca_root
 from remora.options import LogFormatOption, LogLevelOption
 
 app = typer.Typer(no_args_is_help=True, help="The certificate authority.")
+app.add_typer(ca_root.app, name="root")
 
 
 @app.command()
@@ -22,6 +24,9 @@ def serve(  # noqa: PLR0913 - one parameter per flag
     trust_domain: Annotated[
         str, typer.Option(metavar="NAME", help="What its SPIFFE IDs begin with.")
     ] = "cluster.local",
+    ca_certs: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Istio's cacerts, instead of an own root.")
+    ] = None,
     dns_name: Annotated[
         list[str] | None, typer.Option(metavar="NAME", help="Of this server too. Repeatable.")
     ] = None,
@@ -77,6 +82,7 @@ def serve(  # noqa: PLR0913 - one parameter per flag
         state_dir=state_dir,
         listen=Address.parse(listen),
         trust_domain=parse_trust_domain(trust_domain),
+        ca_certs=ca_certs,
         dns_names=tuple(dns_name or ()),
         default_ttl=parse_duration(workload_cert_ttl),
         max_ttl=parse_duration(max_workload_cert_ttl),
@@ -94,3 +100,50 @@ def serve(  # noqa: PLR0913 - one parameter per flag
     )
     configure_logging(log_format, log_level)
     run_program(functools.partial(serve_ca, config))
+
+
+@app.command()
+def revoke(
+    *,
+    state_dir: Annotated[Path, typer.Option(metavar="DIR", help="The CA's state directory.")],
+    serial: Annotated[
+        str | None, typer.Option(metavar="HEX", help="Of the certificate to revoke.")
+    ] = None,
+    identity: Annotated[
+        str | None, typer.Option(metavar="ID", help="Revoke all it has; it gets nothing more.")
+    ] = None,
+    undo: Annotated[
+        bool, typer.Option("--undo", help="Let the identity have certificates again.")
+    ] = False,
+) -> None:
+    """Revoke a certificate, or an identity with all its certificates.
+
+    Running CAs publish it within seconds; workloads refuse new connections
+    and close open ones once their agents have it. What is revoked stays so
+    until it ends. The audit log has the serial numbers.
+    """
+    from ca.operations import restore_identity, revoke_identity, revoke_serial
+    from ca.revocations import parse_serial
+    from mesh.clock import system_now
+    from mesh.errors import ConfigError
+    from mesh.spiffe import InvalidSpiffeId, SpiffeId
+
+    if (serial is None) == (identity is None) or (undo and identity is None):
+        raise ConfigError("give either --serial or --identity; --undo goes with --identity")
+    now = system_now()
+    if serial is not None:
+        found = revoke_serial(state_dir, parse_serial(serial), now)
+    else:
+        try:
+            revoked = SpiffeId.parse(identity or "")
+        except InvalidSpiffeId as error:
+            raise ConfigError(f"--identity: {error}") from error
+        if undo:
+            restore_identity(state_dir, revoked, now)
+            typer.echo(f"{revoked} may have certificates again")
+            return
+        found = revoke_identity(state_dir, revoked, now)
+    for record in found:
+        typer.echo(f"revoked {record.serial:x} of {record.identity}")
+    if not found:
+        typer.echo("no certificate of it is in use; it gets none from now on")

@@ -9,7 +9,7 @@ import h11
 import trio
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from ca.material import CA_CERT, CA_KEY, ROOT_CERT
+from ca.state import CA_CERT, CA_KEY, ROOT_CERT
 from ca.template import LeafNames, Signer, leaf_certificate, leaf_validity
 from mesh.api import MESH_ALPN
 from mesh.bundle import Bundles, TrustBundle
@@ -78,7 +78,7 @@ def _forge(identity: SpiffeId, ca_directory: Path, now: datetime) -> X509Svid:
         certificate=authority, key=parse_private_key_pem((ca_directory / CA_KEY).read_bytes())
     )
     key = ec.generate_private_key(ec.SECP256R1())
-    validity = leaf_validity(now, STRAY_LIFE, authority)
+    validity = leaf_validity(now, STRAY_LIFE, [authority])
     leaf = leaf_certificate(LeafNames(identity=identity), key.public_key(), validity, signer)
     return X509Svid(id=identity, chain=(leaf,), key=key)
 

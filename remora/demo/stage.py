@@ -14,7 +14,8 @@ from pathlib import Path
 
 import trio
 
-from ca.material import ROOT_CERT, load_or_create, load_token_key
+from ca.material import load_or_create, load_token_key
+from ca.state import ROOT_CERT
 from ca.tokens import create_token
 from mesh.api import TOKEN_AUDIENCE
 from mesh.clock import Now

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 import stat
 import threading
 from pathlib import Path
@@ -80,6 +81,20 @@ def test_a_log_that_takes_no_line_is_an_error(monkeypatch: pytest.MonkeyPatch) -
     audit._log, audit._max_bytes, audit._keep = SharedLog(Path("/dev/full")), 1000, 1
     with pytest.raises(AuditFailed, match="No space left"):
         audit.record("issued", NOW)
+
+
+def test_after_half_a_line_the_next_one_is_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    audit = AuditLog(tmp_path)
+    real = os.write
+    with monkeypatch.context() as full:
+        full.setattr("os.write", lambda fd, data: real(fd, data[:7]))
+        with pytest.raises(AuditFailed, match="a part of a line"):
+            audit.record("issued", NOW, serial="1")
+    audit.record("issued", NOW, serial="2")
+    torn, whole = (tmp_path / AUDIT_LOG).read_bytes().splitlines()
+    assert (len(torn), json.loads(whole)["serial"]) == (7, "2")
 
 
 def test_a_directory_that_takes_no_log_stops_the_start(tmp_path: Path) -> None:

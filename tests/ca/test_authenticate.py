@@ -18,6 +18,7 @@ from ca.errors import (
     CallerUnknown,
     CertificateExpired,
     CertificateForeign,
+    CertificateRevoked,
     NoCredential,
     TokenExpired,
 )
@@ -148,6 +149,14 @@ async def test_a_certificate_that_does_not_name_exactly_one_of_ours(sans: list[s
     leaf = make_root().sign(Leaf(sans=sans))
     with pytest.raises(CertificateForeign):
         await BY_CERTIFICATE.authenticate(Presented(chain=[leaf]), NOW)
+
+
+async def test_a_certificate_that_was_revoked_after_its_connection_began() -> None:
+    svid, other = make_root().issue(str(WEB)), make_root().issue(str(WEB))
+    checking = CertificateAuthenticator(trust_domain=CLUSTER, revoked=lambda: {svid.serial})
+    with pytest.raises(CertificateRevoked, match=f"{svid.serial:x} was revoked"):
+        await checking.authenticate(Presented(chain=svid.chain), NOW)
+    await checking.authenticate(Presented(chain=other.chain), NOW)
 
 
 async def test_without_a_certificate_there_is_nothing_to_go_by() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import signal
 import subprocess
@@ -10,13 +11,18 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 import typer
 from typer.testing import CliRunner
 
+from ca.errors import NothingToRevoke, RotationTooEarly
+from ca.issued_log import IssuedLog
 from ca.join_tokens import JOIN_TOKENS
-from ca.material import ROOT_CERT, TOKEN_KEY, load_or_create, load_token_key
+from ca.ledger import IssuedRecord, anchor_id
+from ca.material import load_or_create, load_own_root, load_token_key
+from ca.state import ROOT_CERT, TOKEN_KEY
 from ca.tokens import JOIN_ISSUER, own_issuer, verify_join_token, verify_token
 from mesh.errors import ConfigError
 from mesh.spiffe import ServiceAccount
@@ -125,7 +131,84 @@ def test_ca_flags_that_cannot_work(tmp_path: Path, arguments: list[str], sentenc
     assert not (tmp_path / "state").exists()
 
 
-@pytest.mark.parametrize("command", [["ca", "serve"], ["token", "create"], ["ca"], ["token"]])
+def status(state: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(
+        run("ca", "root", "status", "--state-dir", state, "-o", "json")
+    )
+    return found
+
+
+def test_a_root_is_replaced_in_three_commands(state: Path) -> None:
+    IssuedLog(state).close()
+    assert status(state)["phase"] == "steady"
+    for command, phase, following in (
+        ("prepare", "prepared", "activate"),
+        ("activate", "activated", "retire"),
+        ("retire", "steady", "prepare"),
+    ):
+        printed = run("ca", "root", command, "--state-dir", state)
+        assert printed.splitlines()[0] == f"rotation  {phase}"
+        assert printed.splitlines()[-1] == f"ready for remora ca root {following}"
+        assert status(state)["next"] == following
+
+
+def issue(state: Path, serial: int) -> None:
+    log = IssuedLog(state)
+    log.add(
+        IssuedRecord(
+            serial=serial,
+            identity="spiffe://cluster.local/ns/foo/sa/web",
+            not_after=real_now() + timedelta(hours=1),
+            signer=anchor_id(load_own_root(state, CLUSTER, real_now()).signer.certificate),
+            roots=frozenset(),
+        )
+    )
+    log.close()
+
+
+def test_a_command_that_comes_too_early_says_what_it_waits_for(state: Path) -> None:
+    issue(state, 0xABC)
+    run("ca", "root", "prepare", "--state-dir", state)
+    with pytest.raises(RotationTooEarly, match="sa/web"):
+        run("ca", "root", "activate", "--state-dir", state)
+    printed = run("ca", "root", "status", "--state-dir", state)
+    assert "activate waits for 1 certificates" in printed
+    assert "spiffe://cluster.local/ns/foo/sa/web  abc  until " in printed
+    found = status(state)
+    assert not found["ready"]
+    assert [one["serial"] for one in found["waitingFor"]] == ["abc"]
+
+
+def test_revoking_by_command(state: Path) -> None:
+    issue(state, 0xABC)
+    issue(state, 0xDEF)
+    identity = "spiffe://cluster.local/ns/foo/sa/web"
+    by = ("ca", "revoke", "--state-dir", state)
+    assert run(*by, "--serial", "ABC") == f"revoked abc of {identity}\n"
+    assert run(*by, "--identity", identity) == f"revoked def of {identity}\n"
+    assert "gets none from now on" in run(*by, "--identity", identity)
+    assert "may have certificates again" in run(*by, "--undo", "--identity", identity)
+    for wrong in ([], ["--serial", "1", "--identity", identity], ["--undo", "--serial", "1"]):
+        with pytest.raises(ConfigError, match="either --serial or --identity"):
+            run(*by, *wrong)
+    with pytest.raises(ConfigError, match="--identity"):
+        run(*by, "--identity", "web")
+    with pytest.raises(NothingToRevoke):
+        run(*by, "--serial", "123")
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["ca", "serve"],
+        ["token", "create"],
+        ["ca"],
+        ["token"],
+        ["ca", "root"],
+        ["ca", "root", "activate"],
+        ["ca", "revoke"],
+    ],
+)
 def test_help_fits_a_screen(command: list[str]) -> None:
     result = CliRunner(env={"COLUMNS": "100", "TERM": "dumb"}).invoke(APP, [*command, "--help"])
     assert result.exit_code == 0

@@ -13,24 +13,16 @@ from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 
-import ca.material
-from ca.material import (
-    CA_CERT,
-    CA_KEY,
-    LOCK,
-    ROOT_CERT,
-    TOKEN_KEY,
-    Material,
-    load_or_create,
-    load_token_key,
-)
+import ca.state
+from ca.material import Material, load_or_create, load_token_key
+from ca.state import CA_CERT, CA_KEY, LOCK, ROOT_CERT, TOKEN_KEY, VERSION_FILE
 from mesh.errors import ConfigError
 from mesh.spiffe import TrustDomain
 from mesh.svid import certificates_pem, private_key_pem
 from tests.ca.workshop import CLUSTER, make_authority, needs_openssl, openssl
 from tests.pki import NOW, Leaf, make_root, new_key
 
-FILES = {CA_KEY, CA_CERT, ROOT_CERT, TOKEN_KEY}
+FILES = {CA_KEY, CA_CERT, ROOT_CERT, TOKEN_KEY, VERSION_FILE}
 
 
 def load(directory: Path) -> Material:
@@ -277,7 +269,7 @@ def test_cas_that_start_together_agree_on_one_root(tmp_path: Path) -> None:
 
 
 def test_a_lock_held_too_long_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ca.material, "LOCK_PATIENCE", 0.05)
+    monkeypatch.setattr(ca.state, "LOCK_PATIENCE", 0.05)
     state = tmp_path / "state"
     state.mkdir(mode=0o700)
     with (state / LOCK).open("w") as file:

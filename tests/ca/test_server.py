@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from datetime import timedelta
@@ -16,16 +16,28 @@ import trio
 from jwt.algorithms import RSAAlgorithm
 from structlog.testing import capture_logs
 
+import ca.keeper as ca_keeper
 from ca.audit import AUDIT_LOG
 from ca.config import CaConfig
+from ca.errors import RotationTooEarly
 from ca.join_tokens import JoinTokens
-from ca.material import ROOT_CERT, load_token_key
+from ca.material import load_token_key
 from ca.oidc import DISCOVERY_PATH
+from ca.operations import (
+    activate_root,
+    prepare_root,
+    restore_identity,
+    retire_root,
+    revoke_identity,
+    revoke_serial,
+)
 from ca.rate_limit import Rate
+from ca.replicas import running
 from ca.server import Running, serve
+from ca.state import ROOT_CERT, generation
 from ca.tokens import create_join_token, create_token
 from mesh.address import Address
-from mesh.api import CREATE_CERTIFICATE
+from mesh.api import CREATE_CERTIFICATE, TAKES_REVOCATION_LISTS
 from mesh.bundle import TrustBundle
 from mesh.errors import ConfigError
 from mesh.grpc import GrpcError, Status, open_channel
@@ -34,7 +46,8 @@ from mesh.spiffe import ServiceAccount
 from mesh.svid import X509Svid, parse_certificates_pem
 from mesh.tls import client_context
 from mesh.tls_stream import TlsStream
-from mesh.verify import verify_chain
+from mesh.verify import PeerRevoked, verify_chain
+from tests.ca.test_keeper import plug_in
 from tests.ca.test_oidc import KEYS
 from tests.ca.test_oidc import serving as issuer_server
 from tests.ca.workshop import CLUSTER, WEB, claims, csr_pem, rsa_key, sign_token
@@ -339,6 +352,117 @@ async def test_an_identity_that_asks_too_often_is_told_to_wait(tmp_path: Path) -
         for _ in range(2):
             check(ca, await ask(ca, request(), good))
         assert await refused(ca, request(), good) == ("RESOURCE_EXHAUSTED", "too many requests")
+
+
+async def test_a_plugged_in_ca_signs_and_its_chain_comes_along(tmp_path: Path) -> None:
+    root = make_root("corporate root", now=real_now())
+    signer = root.intermediate("region").intermediate("mesh")
+    plug_in(tmp_path / "cacerts", signer, root)
+    async with running_ca(make_config(tmp_path, ca_certs=tmp_path / "cacerts")) as ca:
+        answer = await ask(ca, request(), bearer(ca.token()), root=root.pem)
+    chain = [parse_certificates_pem(element.encode()) for element in answer.cert_chain]
+    assert [*chain[1], *chain[2]] == list(signer.chain)
+    assert chain[3] == (root.certificate,)
+    path = [link for (link,) in chain[:3]]
+    bundle = TrustBundle.of(CLUSTER, [root.certificate])
+    assert verify_chain(path, {CLUSTER: bundle}, real_now()) == WEB
+    assert not (tmp_path / "state" / ROOT_CERT).exists(), "no root of its own beside it"
+
+
+async def test_a_plugged_in_ca_that_is_unsound_stops_the_start(tmp_path: Path) -> None:
+    root = make_root(now=real_now())
+    plug_in(tmp_path / "cacerts", root.intermediate(), make_root(now=real_now()))
+    with pytest.raises(ConfigError, match="does not lead to"):
+        await serve(make_config(tmp_path, ca_certs=tmp_path / "cacerts"), now=real_now)
+
+
+async def issued(ca: Ca, root: bytes, svid: X509Svid | None = None) -> X509Svid:
+    """Join with a token, or renew `svid` with itself."""
+    key = new_key()
+    metadata = bearer(ca.token()) if svid is None else []
+    answer = await ask(ca, request(csr_pem(key)), metadata, root=root, svid=svid)
+    return X509Svid(id=WEB, chain=parse_certificates_pem(answer.cert_chain[0].encode()), key=key)
+
+
+async def taken_up(ca: Ca, step: Callable[[], object]) -> None:
+    """Take a step, and wait until the CA works with it."""
+    step()
+    state = ca.config.state_dir
+    with trio.fail_after(10):
+        while {n.generation for n in running(state, real_now())} != {generation(state)}:  # noqa: ASYNC110 - files
+            await trio.sleep(0.01)
+
+
+async def test_the_root_is_replaced_while_workloads_renew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ca_keeper, "POLL_INTERVAL", 0.01)
+    async with running_ca(make_config(tmp_path)) as ca:
+        old = ca.root
+        svid = await issued(ca, old)
+        state = ca.config.state_dir
+        await taken_up(ca, lambda: prepare_root(state, real_now()))
+        with pytest.raises(RotationTooEarly):
+            activate_root(state, real_now())
+        svid = await issued(ca, old, svid)
+        await taken_up(ca, lambda: activate_root(state, real_now()))
+        with pytest.raises(RotationTooEarly):
+            retire_root(state, real_now())
+        svid = await issued(ca, old, svid)
+        await taken_up(ca, lambda: retire_root(state, real_now()))
+        assert ca.root != old
+        assert verify_chain(svid.chain, {CLUSTER: ca.roots}, real_now()) == WEB
+        await issued(ca, ca.root, svid)
+        assert (await refused(ca, request(), bearer(ca.token()), root=old))[0] == "UNAVAILABLE"
+
+
+async def until_refused(ca: Ca, svid: X509Svid) -> None:
+    with trio.fail_after(10):
+        while True:
+            try:
+                await ask(ca, request(), svid=svid)
+            except grpc.RpcError:
+                return
+
+
+async def test_a_revoked_certificate_renews_nothing_and_is_in_the_list(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ca_keeper, "POLL_INTERVAL", 0.01)
+    async with running_ca(make_config(tmp_path)) as ca:
+        svid = await issued(ca, ca.root)
+        revoke_serial(ca.config.state_dir, svid.serial, real_now())
+        await until_refused(ca, svid)
+        message = request()
+        message.metadata.fields[TAKES_REVOCATION_LISTS].bool_value = True
+        answer = await ask(ca, message, bearer(ca.token()))
+        bundle = TrustBundle.from_pem(CLUSTER, answer.cert_chain[-1].encode())
+        assert bundle.revoked[0].serials == {svid.serial}
+        with pytest.raises(PeerRevoked):
+            verify_chain(svid.chain, {CLUSTER: bundle}, real_now())
+        plain = await ask(ca, request(), bearer(ca.token()))
+        assert "CRL" not in plain.cert_chain[-1], "not for those who did not ask"
+
+
+async def test_a_revoked_identity_gets_nothing_until_that_is_undone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ca_keeper, "POLL_INTERVAL", 0.01)
+    async with running_ca(make_config(tmp_path)) as ca:
+        svid = await issued(ca, ca.root)
+        assert len(revoke_identity(ca.config.state_dir, WEB, real_now())) == 1
+        await until_refused(ca, svid)
+        code, details = await refused(ca, request(), bearer(ca.token()))
+        assert (code, details) == ("PERMISSION_DENIED", "the identity was revoked")
+        restore_identity(ca.config.state_dir, WEB, real_now())
+        with trio.fail_after(10):
+            while True:
+                try:
+                    await issued(ca, ca.root)
+                except grpc.RpcError:
+                    continue
+                break
+        assert (await refused(ca, request(), svid=svid))[0] in {"UNAVAILABLE", "UNAUTHENTICATED"}
 
 
 async def test_a_restart_keeps_root_and_tokens(tmp_path: Path) -> None:

@@ -37,7 +37,7 @@ class Serving:
     def __init__(self, authority: Authority) -> None:
         self.now = trio_now(NOW)
         self.roots = authority.roots
-        self.certificate = ServingCertificate(authority, ISTIOD, NAMES, self.now)
+        self.certificate = ServingCertificate(lambda: authority, ISTIOD, NAMES, self.now)
 
     async def seen(self, roots: TrustBundle | None = None) -> TlsSession:
         """Connect as an agent does, and return its side."""
@@ -125,7 +125,7 @@ async def test_near_the_roots_end_it_neither_spins_nor_dies(
 ) -> None:
     authority = hourly(life=timedelta(seconds=10))
     with capture_logs() as logs:
-        serving = ServingCertificate(authority, ISTIOD, NAMES, trio_now(NOW))
+        serving = ServingCertificate(lambda: authority, ISTIOD, NAMES, trio_now(NOW))
         nursery.start_soon(serving.keep_renewing)
         await trio.sleep(300)
     events = [line["event"] for line in logs]

@@ -138,26 +138,26 @@ def test_the_longest_trust_domain_has_a_root() -> None:
 
 def test_fractions_of_seconds_never_reach_a_certificate() -> None:
     late = NOW + timedelta(microseconds=999_999)
-    validity = leaf_validity(late, HOUR, SIGNER.certificate)
+    validity = leaf_validity(late, HOUR, [SIGNER.certificate])
     assert validity == Validity(not_before=NOW - BACKDATE, not_after=NOW + HOUR)
     assert root_validity(late, HOUR) == validity
 
 
 def test_a_leaf_ends_with_its_signer() -> None:
     signer = make_authority(life=timedelta(minutes=30)).signer.certificate
-    assert leaf_validity(NOW, HOUR, signer).not_after == signer.not_valid_after_utc
+    assert leaf_validity(NOW, HOUR, [signer]).not_after == signer.not_valid_after_utc
     shorter = timedelta(minutes=10)
-    assert leaf_validity(NOW, shorter, signer).not_after == NOW + shorter
+    assert leaf_validity(NOW, shorter, [signer]).not_after == NOW + shorter
 
 
 def test_a_signer_outside_its_own_validity_signs_nothing() -> None:
     signer = make_root(now=NOW).certificate  # from a day ago, for 365 days
     with pytest.raises(SignerNotValid, match="expired at"):
-        leaf_validity(signer.not_valid_after_utc, HOUR, signer)
+        leaf_validity(signer.not_valid_after_utc, HOUR, [signer])
     with pytest.raises(SignerNotValid, match="begins only at"):
-        leaf_validity(signer.not_valid_before_utc - timedelta(seconds=1), HOUR, signer)
+        leaf_validity(signer.not_valid_before_utc - timedelta(seconds=1), HOUR, [signer])
     last = signer.not_valid_after_utc - timedelta(seconds=1)
-    assert leaf_validity(last, HOUR, signer).not_after == signer.not_valid_after_utc
+    assert leaf_validity(last, HOUR, [signer]).not_after == signer.not_valid_after_utc
 
 
 def test_serials_are_positive_large_and_never_the_same() -> None:

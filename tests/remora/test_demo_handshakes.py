@@ -72,7 +72,7 @@ def genuine(state: Path) -> Server:
     """A server with a certificate of the CA in `state`."""
     material = load_or_create(state, DOMAIN, system_now())
     key, identity = new_key(), SpiffeId.parse(SERVER_ID)
-    validity = leaf_validity(system_now(), timedelta(minutes=5), material.signer.certificate)
+    validity = leaf_validity(system_now(), timedelta(minutes=5), [material.signer.certificate])
     names = LeafNames(identity=identity)
     leaf = leaf_certificate(names, key.public_key(), validity, material.signer)
     svid = X509Svid(id=identity, chain=(leaf,), key=key)
