@@ -121,7 +121,7 @@ async def test_our_proxy_refuses_an_envoy_server_under_another_name(
         )
         with capture_logs() as logs:
             assert await exchange_or_reset(ours.outbound[0].port) == b""
-            await logged("wrong_identity", logs)
+            await logged(logs, "wrong_identity")
 
 
 async def test_an_envoy_server_refuses_plaintext(mesh: LocalMesh, nursery: trio.Nursery) -> None:
@@ -163,7 +163,7 @@ async def test_our_proxy_refuses_an_envoy_client_of_another_ca(
     with capture_logs() as logs:
         async with running(sidecar, folder_for(mesh)):
             assert await exchange_or_reset(sidecar.listen) == b""
-            await logged("peer_not_trusted", logs)
+            await logged(logs, "peer_not_trusted")
 
 
 @pytest.mark.parametrize("role", ["client", "server"])
@@ -207,7 +207,7 @@ async def handshakes(envoy: Envoy, prefix: str) -> int:
     return (await envoy.stats(name))[name]
 
 
-async def logged(reason: str, logs: Sequence[Mapping[str, object]]) -> None:
+async def logged(logs: Sequence[Mapping[str, object]], reason: str) -> None:
     """Wait until our proxy has logged why it refused; the other side may know earlier."""
     with trio.fail_after(10):
         while reason not in [line.get("reason") for line in logs]:  # noqa: ASYNC110 - no event

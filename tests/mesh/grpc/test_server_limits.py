@@ -98,6 +98,7 @@ async def test_a_unary_request_without_an_end_ends(
 async def test_a_stream_may_be_silent_after_its_first_request(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
+    autojump_clock.autojump_threshold = 0.05  # the socket is real: what is under way is waited for
     limits = Limits(request_timeout=10)
     async with serving(World(), limits) as (port, _), channel_to(port, limits) as channel:
         async with channel.stream(CHAT) as call:
