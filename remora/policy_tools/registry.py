@@ -7,8 +7,9 @@ says so, or else if it has a service account.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from mesh.policy.destination import host_matches
 from mesh.policy.outbound import TLS_MODE_LABEL, Endpoint, Service
@@ -65,7 +66,7 @@ class Backing:
 
 
 class Registry:
-    """All services and workloads of a mesh."""
+    """All services and workloads of a mesh; what is asked for often is worked out once."""
 
     def __init__(
         self,
@@ -80,43 +81,58 @@ class Registry:
             entry.key: _member(entry.key, entry.metadata.namespace, entry.spec)
             for entry in sorted(workloads, key=age_order)
         }
-        self._services: dict[str, ServiceEntry] = {}
+        self._by_namespace: dict[str, list[Member]] = {}
+        for member in self.members.values():
+            self._by_namespace.setdefault(member.namespace, []).append(member)
+        self.services: dict[str, ServiceEntry] = {}
         for entry in sorted(services, key=age_order):
             for host in entry.spec.hosts:
-                self._services.setdefault(host.lower(), entry)
+                self.services.setdefault(host.lower(), entry)
+        self._behind: dict[str, tuple[Member, ...]] = {}
 
     def entry_for(self, host: str, client_namespace: str) -> ServiceEntry | None:
         """Return the service of a host that a client may see: the exact name, or a wildcard."""
-        patterns = sorted(self._services, key=lambda name: (name.startswith("*"), -len(name)))
-        for pattern in patterns:
-            entry = self._services[pattern]
+        exact = self.services.get(host.lower())
+        if exact is not None and visible(exact, client_namespace):
+            return exact
+        patterns = (name for name in self.services if name.startswith("*"))
+        for pattern in sorted(patterns, key=len, reverse=True):
+            entry = self.services[pattern]
             if host_matches(pattern, host) and visible(entry, client_namespace):
                 return entry
         return None
 
     def members_of(self, entry: ServiceEntry) -> tuple[Member, ...]:
         """Return the workloads behind a service: its own list, or those that it selects."""
+        if entry.key not in self._behind:
+            self._behind[entry.key] = tuple(self._members_of(entry))
+        return self._behind[entry.key]
+
+    def _members_of(self, entry: ServiceEntry) -> Iterator[Member]:
         namespace, spec = entry.metadata.namespace, entry.spec
         if spec.workload_selector is None:
-            return tuple(
-                _member(f"{entry.key} endpoint {index}", namespace, endpoint)
-                for index, endpoint in enumerate(spec.endpoints or ())
-            )
+            for index, endpoint in enumerate(spec.endpoints or ()):
+                yield _member(f"{entry.key} endpoint {index}", namespace, endpoint)
+            return
         wanted = spec.workload_selector.labels.items()
-        return tuple(
-            member
-            for member in self.members.values()
-            if member.namespace == namespace and wanted <= member.labels.items()
-        )
+        for member in self._by_namespace.get(namespace, ()):
+            if wanted <= member.labels.items():
+                yield member
 
     def backings(self, member: Member) -> tuple[Backing, ...]:
         """Return every service port that a workload stands behind."""
-        return tuple(
-            Backing(host=host, entry=entry, port=port, member=member)
-            for host, entry in self._services.items()
-            if member in self.members_of(entry)
-            for port in entry.spec.ports
-        )
+        return tuple(self._backings.get(member.name, ()))
+
+    @cached_property
+    def _backings(self) -> Mapping[str, list[Backing]]:
+        found: dict[str, list[Backing]] = {}
+        for host, entry in self.services.items():
+            for member in self.members_of(entry):
+                found.setdefault(member.name, []).extend(
+                    Backing(host=host, entry=entry, port=port, member=member)
+                    for port in entry.spec.ports
+                )
+        return found
 
     def service(self, host: str, entry: ServiceEntry, port: ServicePort) -> Service:
         """Return what a client must know of one port of a service."""
