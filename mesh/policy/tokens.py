@@ -220,9 +220,9 @@ def _json_object(part: str, not_base64: Fault, not_json: Fault) -> Mapping[str, 
 
 _TEXT_CLAIMS = {"iss": Fault.BAD_ISSUER, "sub": Fault.BAD_SUBJECT, "jti": Fault.BAD_ID}
 _TIME_CLAIMS = {
-    "iat": Fault.BAD_ISSUED_AT,
-    "nbf": Fault.BAD_NOT_BEFORE,
-    "exp": Fault.BAD_EXPIRY,
+    "iat": (Fault.ISSUED_AT_NO_NUMBER, Fault.BAD_ISSUED_AT),
+    "nbf": (Fault.NOT_BEFORE_NO_NUMBER, Fault.BAD_NOT_BEFORE),
+    "exp": (Fault.EXPIRY_NO_NUMBER, Fault.BAD_EXPIRY),
 }
 
 
@@ -230,9 +230,12 @@ def _check_claims(claims: Mapping[str, Any]) -> None:
     for name, fault in _TEXT_CLAIMS.items():
         if name in claims and not isinstance(claims[name], str):
             raise TokenRefused(fault)
-    for name, fault in _TIME_CLAIMS.items():
-        if name in claims and not _is_time(claims[name]):
-            raise TokenRefused(fault)
+    for name, (no_number, out_of_range) in _TIME_CLAIMS.items():
+        value = claims.get(name, 0)
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise TokenRefused(no_number)
+        if not 0 <= value < 2**64:
+            raise TokenRefused(out_of_range)
     audience = claims.get("aud", "")
     if not isinstance(audience, str) and not _is_texts(audience):
         raise TokenRefused(Fault.BAD_AUDIENCE)
@@ -242,7 +245,3 @@ def _is_texts(value: object) -> bool:
     return isinstance(value, list) and all(
         isinstance(one, str) for one in cast("list[object]", value)
     )
-
-
-def _is_time(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < 2**64
