@@ -25,7 +25,7 @@ def client_advice(world: World) -> Iterator[Advice]:
 
 def _against_services(rule: DestinationRule, world: World) -> Iterator[Advice]:
     pattern = full_host(rule, "cluster.local")
-    for host, entry in world.registry.services.items():
+    for host, entry in world.registry.services:
         internal = entry.spec.location is Location.MESH_INTERNAL
         if internal and host_matches(pattern, host):
             yield from _against_ports(rule, host, entry, world)
@@ -58,7 +58,7 @@ def _against_namespace(rule: DestinationRule, world: World) -> Iterator[Advice]:
     host = full_host(rule, "cluster.local")
     parts = host.split(".")
     tls = rule.spec.traffic_policy.tls if rule.spec.traffic_policy else None
-    known = any(host_matches(host, name) for name in world.registry.services)
+    known = any(host_matches(host, name) for name, _ in world.registry.services)
     if tls is None or known or len(parts) < 3 or parts[2] != "svc":
         return
     mode = world.outbound.modes.namespace_mode(parts[1]) or MtlsMode.PERMISSIVE
