@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from mesh.errors import ConfigError, RemoraError
-from remora.commands import agent, ca, capture, check, demo, describe, proxy, token
+from remora.commands import agent, analyze, ca, capture, check, demo, describe, proxy, token
 from remora.program import EXIT_BAD_CONFIG, EXIT_FAILURE, complain
 
 app = typer.Typer(
@@ -28,6 +28,7 @@ app.add_typer(capture.app, name="capture")
 app.command(name="demo")(demo.demo)
 app.command(name="describe")(describe.describe)
 app.command(name="check")(check.check)
+app.command(name="analyze")(analyze.analyze)
 
 
 @app.callback(invoke_without_command=True)

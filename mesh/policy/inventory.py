@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Self, cast
 
 from msgspec import Struct, ValidationError, convert, field
@@ -77,17 +77,23 @@ class Inventory:
     def of(cls, objects: Iterable[object], config: MeshConfig | None = None) -> Self:
         """Sort Kubernetes objects by what they are; kinds that nothing asks for are left out."""
         everything = list(objects)
-        others = [other for one in everything if (other := _read(one)) is not None]
-        ours = [one for one in everything if _kind(one) in KINDS]
-        loaded = load_objects(ours)
+        loaded = load_objects(one for one in everything if _kind(one) in KINDS)
+        return replace(
+            cls.of_cluster(everything, config or MeshConfig()),
+            resources=loaded.resources,
+            problems=loaded.problems,
+            warnings=loaded.warnings,
+        )
+
+    @classmethod
+    def of_cluster(cls, objects: Iterable[object], config: MeshConfig) -> Self:
+        """Take only what a cluster holds besides the resources that decide."""
+        others = [other for one in objects if (other := _read(one)) is not None]
         injecting = frozenset(
             one.metadata.name for one in others if one.kind == "Namespace" and _injects(one)
         )
         return cls(
-            config=config or MeshConfig(),
-            resources=loaded.resources,
-            problems=loaded.problems,
-            warnings=loaded.warnings,
+            config=config,
             namespaces=tuple(one.metadata.name for one in others if one.kind == "Namespace"),
             pods=tuple(_pod(one, injecting) for one in others if one.kind == "Pod"),
             gateways={
@@ -166,7 +172,8 @@ class _Object(Struct, frozen=True):
     spec: _Spec = _Spec()
 
 
-_OTHER_KINDS = frozenset({"Deployment", "Gateway", "Namespace", "Pod", "VirtualService"})
+OTHER_KINDS = frozenset({"Deployment", "Gateway", "Namespace", "Pod", "VirtualService"})
+"""Kinds of a cluster that an analysis looks at besides those that decide."""
 
 
 def _kind(data: object) -> str:
@@ -176,7 +183,7 @@ def _kind(data: object) -> str:
 
 
 def _read(data: object) -> _Object | None:
-    if _kind(data) not in _OTHER_KINDS:
+    if _kind(data) not in OTHER_KINDS:
         return None
     try:
         return convert(data, _Object)

@@ -36,12 +36,13 @@ class Security(StrEnum):
     ISTIO_MUTUAL = "istio-mutual"
 
 
-_BY_MODE = {
+SECURITY_OF_MODE = {
     TlsMode.DISABLE: Security.PLAINTEXT,
     TlsMode.SIMPLE: Security.SIMPLE,
     TlsMode.MUTUAL: Security.MUTUAL,
     TlsMode.ISTIO_MUTUAL: Security.ISTIO_MUTUAL,
 }
+"""What each mode of a DestinationRule puts on the wire."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,7 +140,7 @@ class OutboundPolicies:
     def _by_rule(
         self, tls: ClientTls, why: str, service: Service, *, service_port: int, subset: str
     ) -> OutboundTls:
-        security = _BY_MODE[tls.mode]
+        security = SECURITY_OF_MODE[tls.mode]
         if security is Security.PLAINTEXT:
             return OutboundTls(security=security, why=why, settings=tls)
         if security is Security.ISTIO_MUTUAL:

@@ -165,7 +165,7 @@ class _Loading:
         if isinstance(document, UnreadableDocument):
             self.problem(document.line, "", "", str(document))
             return
-        for node in _unpacked(document):
+        for node in unpacked(document):
             self._resource(node)
 
     def _resource(self, node: Node) -> None:
@@ -222,7 +222,7 @@ def _problem(file: str, line: int, resource: str, place: str, message: str) -> P
     return Problem(file=file, line=line, resource=resource, field=place, message=message)
 
 
-def _unpacked(node: Node) -> Iterator[Node]:
+def unpacked(node: Node) -> Iterator[Node]:
     """Yield the resources of a document: itself, or the items of a `kubectl get -o yaml` list."""
     items = node.value.get("items") if isinstance(node.value, Mapping) else None
     if _text_at(node, "kind") in _LIST_KINDS and items and isinstance(items.value, tuple):

@@ -7,8 +7,11 @@ says so, or else if it has a service account.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
+
+from msgspec.structs import replace
 
 from mesh.policy.destination import host_matches
 from mesh.policy.outbound import TLS_MODE_LABEL, Endpoint, Service
@@ -65,7 +68,7 @@ class Backing:
 
 
 class Registry:
-    """All services and workloads of a mesh."""
+    """All services and workloads of a mesh; what is asked for often is worked out once."""
 
     def __init__(
         self,
@@ -74,49 +77,66 @@ class Registry:
         *,
         trust_domain: str,
     ) -> None:
-        """Take the entries; of two for one host the older counts."""
+        """Take the entries."""
         self._trust_domain = trust_domain
         self.members: Mapping[str, Member] = {
-            entry.key: _member(entry.key, entry.metadata.namespace, entry.spec)
+            entry.key: _member(entry.key, entry.metadata.namespace, _labelled(entry))
             for entry in sorted(workloads, key=age_order)
         }
-        self._services: dict[str, ServiceEntry] = {}
-        for entry in sorted(services, key=age_order):
-            for host in entry.spec.hosts:
-                self._services.setdefault(host.lower(), entry)
+        self._by_namespace: dict[str, list[Member]] = {}
+        for member in self.members.values():
+            self._by_namespace.setdefault(member.namespace, []).append(member)
+        self.services: tuple[tuple[str, ServiceEntry], ...] = tuple(
+            (host.lower(), entry)
+            for entry in sorted(services, key=age_order)
+            for host in entry.spec.hosts
+        )
+        self._behind: dict[str, tuple[Member, ...]] = {}
 
     def entry_for(self, host: str, client_namespace: str) -> ServiceEntry | None:
-        """Return the service of a host that a client may see: the exact name, or a wildcard."""
-        patterns = sorted(self._services, key=lambda name: (name.startswith("*"), -len(name)))
-        for pattern in patterns:
-            entry = self._services[pattern]
-            if host_matches(pattern, host) and visible(entry, client_namespace):
-                return entry
-        return None
+        """Return the service of a host for a client, of those that it may see.
+
+        Istio: exact names before wildcards, longer ones before shorter, and of several for one
+        host the client's own namespace before others, then the oldest.
+        """
+        matching = [
+            (name.startswith("*"), -len(name), entry.metadata.namespace != client_namespace, entry)
+            for name, entry in self.services
+            if host_matches(name, host) and visible(entry, client_namespace)
+        ]
+        return min(matching, key=lambda one: one[:3])[3] if matching else None
 
     def members_of(self, entry: ServiceEntry) -> tuple[Member, ...]:
         """Return the workloads behind a service: its own list, or those that it selects."""
+        if entry.key not in self._behind:
+            self._behind[entry.key] = tuple(self._members_of(entry))
+        return self._behind[entry.key]
+
+    def _members_of(self, entry: ServiceEntry) -> Iterator[Member]:
         namespace, spec = entry.metadata.namespace, entry.spec
         if spec.workload_selector is None:
-            return tuple(
-                _member(f"{entry.key} endpoint {index}", namespace, endpoint)
-                for index, endpoint in enumerate(spec.endpoints or ())
-            )
+            for index, endpoint in enumerate(spec.endpoints or ()):
+                yield _member(f"{entry.key} endpoint {index}", namespace, endpoint)
+            return
         wanted = spec.workload_selector.labels.items()
-        return tuple(
-            member
-            for member in self.members.values()
-            if member.namespace == namespace and wanted <= member.labels.items()
-        )
+        for member in self._by_namespace.get(namespace, ()):
+            if wanted <= member.labels.items():
+                yield member
 
     def backings(self, member: Member) -> tuple[Backing, ...]:
         """Return every service port that a workload stands behind."""
-        return tuple(
-            Backing(host=host, entry=entry, port=port, member=member)
-            for host, entry in self._services.items()
-            if member in self.members_of(entry)
-            for port in entry.spec.ports
-        )
+        return tuple(self._backings.get(member.name, ()))
+
+    @cached_property
+    def _backings(self) -> Mapping[str, list[Backing]]:
+        found: dict[str, list[Backing]] = {}
+        for host, entry in self.services:
+            for member in self.members_of(entry):
+                found.setdefault(member.name, []).extend(
+                    Backing(host=host, entry=entry, port=port, member=member)
+                    for port in entry.spec.ports
+                )
+        return found
 
     def service(self, host: str, entry: ServiceEntry, port: ServicePort) -> Service:
         """Return what a client must know of one port of a service."""
@@ -126,7 +146,7 @@ class Registry:
             host=host,
             namespace=entry.metadata.namespace,
             mesh_external=entry.spec.location is Location.MESH_EXTERNAL,
-            passthrough=entry.spec.resolution is Resolution.NONE,
+            passthrough=entry.spec.resolution in {Resolution.NONE, Resolution.DYNAMIC_DNS},
             identities=tuple(dict.fromkeys(name for name in names if name)),
             subject_alt_names=entry.spec.subject_alt_names,
             endpoints=tuple(endpoint_of(one, target_port(one, port)) for one in members),
@@ -148,6 +168,11 @@ def visible(entry: ServiceEntry, namespace: str) -> bool:
     own = entry.metadata.namespace
     exports = {own if export == "." else export for export in entry.spec.export_to}
     return not exports or "*" in exports or namespace in exports
+
+
+def _labelled(entry: WorkloadEntry) -> WorkloadEntrySpec:
+    """Return a workload with all its labels. Istio: those of the metadata win."""
+    return replace(entry.spec, labels={**entry.spec.labels, **entry.metadata.labels})
 
 
 def _member(name: str, namespace: str, spec: WorkloadEntrySpec) -> Member:

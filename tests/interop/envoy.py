@@ -56,12 +56,12 @@ def bootstrap(sidecar: Sidecar) -> Json:
         },
     }
     chain: Json = {"filters": [filter_]}
-    forward = _cluster("forward", _socket(*sidecar.forward))
+    forward = cluster("forward", socket_address(*sidecar.forward))
     if sidecar.server:
         chain["transport_socket"] = _transport_socket(sidecar)
     else:
         forward["transport_socket"] = _transport_socket(sidecar)
-    sds = _cluster("sds", {"pipe": {"path": str(sidecar.sds_socket)}})
+    sds = cluster("sds", {"pipe": {"path": str(sidecar.sds_socket)}})
     sds["typed_extension_protocol_options"] = {
         _GRPC: {
             "@type": f"type.googleapis.com/{_GRPC}",
@@ -70,12 +70,12 @@ def bootstrap(sidecar: Sidecar) -> Json:
     }
     return {
         "node": {"id": "sidecar~127.0.0.1~envoy.foo~foo.svc.cluster.local", "cluster": "foo"},
-        "admin": {"address": _socket("127.0.0.1", 0)},
+        "admin": {"address": socket_address("127.0.0.1", 0)},
         "static_resources": {
             "listeners": [
                 {
                     "name": "inbound" if sidecar.server else "outbound",
-                    "address": _socket("127.0.0.1", sidecar.listen),
+                    "address": socket_address("127.0.0.1", sidecar.listen),
                     "filter_chains": [chain],
                 }
             ],
@@ -84,11 +84,11 @@ def bootstrap(sidecar: Sidecar) -> Json:
     }
 
 
-def _socket(host: str, port: int) -> Json:
+def socket_address(host: str, port: int) -> Json:
     return {"socket_address": {"address": host, "port_value": port}}
 
 
-def _cluster(name: str, address: Json) -> Json:
+def cluster(name: str, address: Json) -> Json:
     endpoint = {"endpoint": {"address": address}}
     return {
         "name": name,
@@ -164,8 +164,15 @@ class Envoy:
 @asynccontextmanager
 async def running(sidecar: Sidecar, folder: Path) -> AsyncIterator[Envoy]:
     """Run Envoy until the block ends; ready means that its listener has its certificates."""
+    async with running_with(bootstrap(sidecar), folder) as envoy:
+        yield envoy
+
+
+@asynccontextmanager
+async def running_with(configuration: Json, folder: Path) -> AsyncIterator[Envoy]:
+    """Run Envoy with a bootstrap configuration until the block ends."""
     config = folder / "envoy.json"
-    config.write_text(json.dumps(bootstrap(sidecar)))
+    config.write_text(json.dumps(configuration))
     admin_file, log = folder / "admin", folder / "envoy.log"
     command = [
         *(executable(), "-c", str(config), "--concurrency", "1", "--use-dynamic-base-id"),

@@ -131,7 +131,44 @@ def test_a_workload_is_described(shop: Path) -> None:
     assert isinstance(remora("describe", "-f", shop).exception, ConfigError)
 
 
-@pytest.mark.parametrize("command", ["check", "describe"])
+def test_an_analysis_is_text_or_data_and_fails_from_a_level_on(shop: Path) -> None:
+    (shop / "peers.yaml").write_text(STRICT)
+    twice = remora("analyze", "-f", shop)
+    assert twice.exit_code == 1
+    assert "Error [IST0106] (PeerAuthentication istio-system/default)" in twice.output
+    (shop / "peers.yaml").write_text(
+        STRICT.replace("istio-system", "shop").replace("STRICT", "PERMISSIVE")
+    )
+    lenient = remora("analyze", "-f", shop)
+    assert lenient.exit_code == 0
+    assert "Info [REM0001] (PeerAuthentication shop/default)" in lenient.output
+    assert "0 Error, 0 Warning, 1 Info" in lenient.output
+    strict = remora("analyze", "-f", shop, "--fail-on", "info", "-o", "json")
+    assert strict.exit_code == 1
+    assert [(one["code"], one["level"]) for one in json.loads(strict.output)] == [
+        ("REM0001", "Info")
+    ]
+    (shop / "peers.yaml").unlink()
+    fine = remora("analyze", "-f", shop)
+    assert (fine.exit_code, fine.output.splitlines()[-1]) == (0, "nothing to report")
+
+
+def test_an_analysis_reads_the_logs_of_proxies(shop: Path, tmp_path: Path) -> None:
+    log = tmp_path / "proxy.log"
+    line = {
+        "event": "connection failed", "reason": "plaintext_on_strict", "direction": "inbound",
+        "listener": "0.0.0.0:8443", "source": "10.0.0.9:5000",
+    }  # fmt: skip
+    log.write_text(json.dumps(line) + "\nno json\n")
+    result = remora("analyze", "-f", shop, "--proxy-log", log, "--fail-on", "warning")
+    assert result.exit_code == 1
+    assert "refused plaintext from 10.0.0.9 (shop/old-1), once" in result.output
+    assert "1 lines are no JSON objects" in result.output
+    missing = remora("analyze", "-f", shop, "--proxy-log", tmp_path / "x")
+    assert isinstance(missing.exception, ConfigError)
+
+
+@pytest.mark.parametrize("command", ["analyze", "check", "describe"])
 def test_help_fits_a_screen(command: str) -> None:
     result = CliRunner().invoke(app, [command, "--help"], env={"COLUMNS": "100"})
     assert result.exit_code == 0

@@ -92,3 +92,28 @@ def test_exact_hosts_come_before_wildcards_and_exports_count() -> None:
     assert service.mesh_external
     assert service.passthrough
     assert service.subject_alt_names == ("partner.example",)
+
+
+def test_of_several_services_of_one_host_the_nearest_counts() -> None:
+    def again(name: str, namespace: str) -> str:
+        return (
+            EXTERNAL.replace("partners", name)
+            .replace(": out", f": {namespace}")
+            .replace('exportTo: ["."]', "")
+        )
+
+    found = registry(again("old", "far"), again("own", "near"))
+    for client, expected in (("near", "near/own"), ("far", "far/old"), ("other", "far/old")):
+        entry = found.entry_for("exact.partner.example", client)
+        assert entry is not None
+        assert entry.key == expected
+
+
+def test_labels_of_the_metadata_count_and_win() -> None:
+    labelled = REGISTRY.replace(
+        "metadata: {name: web-1, namespace: shop}",
+        "metadata: {name: web-1, namespace: shop, labels: {app: catalog, tier: front}}",
+    )
+    found = registry(labelled)
+    assert found.members["shop/web-1"].labels == {"app": "catalog", "tier": "front"}
+    assert len(found.backings(found.members["shop/web-1"])) == 2
