@@ -58,6 +58,11 @@ class Node:
         """The entries in force."""
         return self._registrations
 
+    def credential_of(self, identity: SpiffeId) -> Credential | None:
+        """Return by what the CA is asked in the name of `identity`, None if nobody has it."""
+        running = self._running.get(identity)
+        return None if running is None else running.credential
+
     async def run(self) -> None:
         """Keep every identity's certificate fresh, and follow the file, until cancelled.
 

@@ -9,7 +9,7 @@ import trio
 
 from agent.answer import Issued, check_answer
 from agent.bearer import account_of
-from agent.ca_client import CaClient
+from agent.ca_client import CaClient, Credential
 from agent.config import AgentConfig
 from agent.csr import new_request
 from agent.errors import RequestCrashed, RequestFailed
@@ -54,6 +54,10 @@ class Rotation:
     def identity(self) -> SpiffeId | None:
         """Whose certificate this is about; None until it has been read from the token."""
         return self._identity
+
+    def credential_of(self, identity: SpiffeId) -> Credential | None:
+        """Return by what the CA is asked in the name of `identity`, if that is ours."""
+        return self._client.credential if identity == self._identity else None
 
     async def run(self) -> None:
         """Renew until cancelled. A CA that is down, or answers nonsense, is no reason to end."""

@@ -15,13 +15,16 @@ import trio.abc
 
 from agent.attest import allowed_uids, check_caller
 from agent.attested import attesting_gate
+from agent.bundles import BundleFollower
 from agent.ca_client import CaClient, Credential
 from agent.config import AgentConfig
 from agent.entitlement import NodeDoor, OpenSession, SingleIdentity
+from agent.jwt_source import JwtSource
 from agent.node import Node
 from agent.rotation import Rotation
 from agent.sds import SecretService
 from agent.store import SecretStore
+from agent.workload_api import WorkloadApi
 from mesh.clock import Now, system_now
 from mesh.files import PRIVATE_DIRECTORY
 from mesh.grpc import Accept, Peer, Service, serve_grpc
@@ -84,11 +87,21 @@ class _Parts:
         if config.registration is None:
             own = self._rotation(None, Credential(token_file=config.token_file))
             self._open_session: OpenSession = SingleIdentity(lambda: own.identity)
-            self.run = own.run
+            self._credential_of = own.credential_of
+            self._keep_certificates = own.run
         else:
             node = Node(config, config.registration, self._store, self._rotation)
             self._open_session = NodeDoor(lambda: node.registrations)
-            self.run = node.run
+            self._credential_of = node.credential_of
+            self._keep_certificates = node.run
+        client = self._client(Credential(token_file=config.token_file))
+        self._follower = BundleFollower(client, self._store, config.trust_domain, self._random)
+
+    async def run(self) -> None:
+        """Keep certificates and bundles fresh, until cancelled."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._keep_certificates)
+            nursery.start_soon(self._follower.run)
 
     @property
     def mode(self) -> int:
@@ -119,19 +132,32 @@ class _Parts:
             trust_domain=self._config.trust_domain,
             now=self._now,
         ).register(service)
+        WorkloadApi(
+            store=self._store,
+            open_session=self._open_session,
+            trust_domain=self._config.trust_domain,
+            jwt_issuer=JwtSource(self._client_of, self._follower, self._store, self._now),
+            now=self._now,
+        ).register(service)
         return service
 
-    def _rotation(self, identity: SpiffeId | None, credential: Credential) -> Rotation:
-        client = CaClient(
+    def _client_of(self, identity: SpiffeId) -> CaClient | None:
+        credential = self._credential_of(identity)
+        return None if credential is None else self._client(credential)
+
+    def _client(self, credential: Credential) -> CaClient:
+        return CaClient(
             self._config,
             now=self._now,
             random=self._random,
             credential=credential,
             requests=self._requests,
         )
+
+    def _rotation(self, identity: SpiffeId | None, credential: Credential) -> Rotation:
         return Rotation(
             self._config,
-            client,
+            self._client(credential),
             self._store,
             now=self._now,
             random=self._random,

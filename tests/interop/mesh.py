@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import trio
 
@@ -53,8 +54,8 @@ class LocalMesh:
         who = ServiceAccount.parse(account)
         return create_token(material.token_key, who, audience="istio-ca", ttl=ttl, now=real_now())
 
-    async def start_agent(self, account: str) -> Path:
-        """Start an agent for a service account; return its socket, once it has a certificate."""
+    async def start_agent(self, account: str, **settings: Any) -> Path:
+        """Start an agent with the token of a service account; return its socket."""
         assert self._ca is not None, "start the CA first"
         name = account.replace("/", "-")
         token = self.folder / f"{name}.token"
@@ -66,6 +67,7 @@ class LocalMesh:
             token_file=token,
             socket=self.folder / name / "sds.sock",
             trust_domain=self.trust_domain,
+            **settings,
         )
         await self._nursery.start(partial(serve_agent, config))
         return config.socket
