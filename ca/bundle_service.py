@@ -81,6 +81,8 @@ class BundleService:
     ) -> MintJWTSVIDResponse:
         """Issue a JWT-SVID. Raises GrpcError; one log line either way."""
         caller = await self.identify(call)
+        if caller.spend is not None:
+            raise GrpcError(Status.PERMISSION_DENIED, "a join token is for a certificate alone")
         identity = self._whose(request.id, caller, call)
         ttl, now = _ttl(request.ttl), self.now()
         signer = self.publisher.keyring.signing(now)
