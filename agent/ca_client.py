@@ -31,6 +31,7 @@ from agent.errors import (
     TokenRejected,
     TokenUnusable,
 )
+from agent.metrics import AgentMetrics
 from agent.schedule import INNER_BACKOFF
 from mesh.api import (
     CREATE_CERTIFICATE,
@@ -54,6 +55,7 @@ from mesh.protos.spire_server_pb2 import (
     MintJWTSVIDRequest,
 )
 from mesh.spiffe import SpiffeId
+from mesh.svid import X509Svid
 from mesh.tls import TlsContext, client_context, named_client_context
 from mesh.tls_errors import TlsError
 from mesh.tls_stream import TlsStream
@@ -129,7 +131,8 @@ class _Call:
 class CaClient:
     """One CA, as the agent sees it. It holds no connection between calls.
 
-    `requests` bounds how many clients ask at once.
+    `requests` bounds how many clients ask at once. `svid` is the certificate to show, if any: with
+    one that is still valid a certificate can be renewed without a token.
     """
 
     def __init__(
@@ -141,12 +144,16 @@ class CaClient:
         dial: Dial = dial_tcp,
         credential: Credential | None = None,
         requests: trio.CapacityLimiter | None = None,
+        metrics: AgentMetrics | None = None,
     ) -> None:
         self._config = config
         self._now = now
         self._random = random
         self._dial = dial
         self._requests = requests or trio.CapacityLimiter(1)
+        self._metrics = metrics or AgentMetrics()
+        self._showing = True
+        self.svid: Callable[[], X509Svid | None] = lambda: None
         self.credential = credential or Credential(token_file=config.token_file)
 
     def read_token(self) -> str | None:
@@ -169,8 +176,17 @@ class CaClient:
         )
         if self.credential.acting_for is not None:
             request.metadata.update({IMPERSONATED_IDENTITY: str(self.credential.acting_for)})
-        async with self._requests:
-            response = await self._ask_repeatedly(CREATE_CERTIFICATE, request)
+        self._metrics.count("num_outgoing_requests")
+        start = trio.current_time()
+        try:
+            async with self._requests:
+                response = await self._ask_repeatedly(CREATE_CERTIFICATE, request)
+        except RequestFailed:
+            self._metrics.count("num_failed_outgoing_requests")
+            raise
+        finally:
+            passed = round((trio.current_time() - start) * 1000)
+            self._metrics.count("outgoing_latency", passed)
         return list(response.cert_chain)
 
     async def mint_jwt_svid(self, identity: SpiffeId, audiences: Sequence[str]) -> str:
@@ -202,10 +218,21 @@ class CaClient:
             except (CaUnreachable, CaFailing) as error:
                 log.debug("asking the CA again", reason=error.reason, error=str(error))
             await trio.sleep(next(pauses))
+            self._metrics.count("num_outgoing_retries")
         return await self._attempt(method, request)
 
     async def _attempt(self, method: Method[Req, Res], request: Req) -> Res:
-        return await self._connected(lambda call: call.unary(method, request))
+        """Try once. After a failure the next attempt shows no certificate, and then one again.
+
+        A CA that was made anew refuses certificates of the one before, and the token is as good.
+        """
+        try:
+            response = await self._connected(lambda call: call.unary(method, request))
+        except RequestFailed:
+            self._showing = not self._showing
+            raise
+        self._showing = True
+        return response
 
     async def _connected(self, use: Callable[[_Call], Awaitable[Made]]) -> Made:
         """Open a connection and make calls on it. Raises RequestFailed leaves."""
@@ -277,9 +304,10 @@ class CaClient:
         except ConfigError as error:
             raise CaRootsUnusable(str(error)) from error
         bundles = {bundle.trust_domain: bundle}
+        svid = self.svid() if self._showing else None
         if isinstance(config.ca_name, SpiffeId):
-            return client_context(bundles, alpn=[ALPN])
-        return named_client_context(bundles, config.ca_name, alpn=[ALPN])
+            return client_context(bundles, svid=svid, alpn=[ALPN])
+        return named_client_context(bundles, config.ca_name, svid=svid, alpn=[ALPN])
 
     def _server_name(self) -> str | None:
         """Return the SNI to send: the expected DNS name, else the host if it is a name."""

@@ -132,6 +132,12 @@ class AnswerUntrusted(AnswerRefused):
     reason = "answer_untrusted"
 
 
+class MountedUnusable(AgentError):
+    """The certificate files that somebody else provides cannot be used."""
+
+    reason = "certificate_files_unusable"
+
+
 class JwtUnavailable(AgentError):
     """No JWT-SVID can be had now; `status` is what the caller is told."""
 
