@@ -62,7 +62,9 @@ async def test_each_certificate_is_written_and_older_ones_removed(
     for _ in range(3):
         await bench.written(bench.issue())
     assert sorted(p.name for p in bench.directory.iterdir() if p.name[:2] != "..") == NAMES
-    assert len(list(bench.directory.glob("..[0-9]*"))) == 1
+    with trio.fail_after(5):
+        while len(list(bench.directory.glob("..[0-9]*"))) > 1:  # noqa: ASYNC110 - a thread removes
+            await trio.sleep(0.01)
     for name in NAMES:
         assert stat.S_IMODE((bench.directory / name).stat().st_mode) == 0o600
     assert stat.S_IMODE(bench.directory.stat().st_mode) == 0o700
