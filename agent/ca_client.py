@@ -12,14 +12,17 @@ from dataclasses import dataclass
 from ipaddress import ip_address
 from pathlib import Path
 from random import Random
+from typing import TypeVar
 
 import trio
 import trio.abc
+from google.protobuf.message import Message
 
 from agent.bearer import explain_rejection, parse_token
 from agent.config import AgentConfig, CaAddress, load_ca_bundle
 from agent.errors import (
     CaFailing,
+    CaLacksMethod,
     CaNotTrusted,
     CaRefused,
     CaRootsUnusable,
@@ -28,16 +31,31 @@ from agent.errors import (
     TokenRejected,
     TokenUnusable,
 )
+from agent.metrics import AgentMetrics
 from agent.schedule import INNER_BACKOFF
-from mesh.api import CREATE_CERTIFICATE, IMPERSONATED_IDENTITY
+from mesh.api import (
+    CREATE_CERTIFICATE,
+    GET_BUNDLE,
+    IMPERSONATED_IDENTITY,
+    LIST_FEDERATED_BUNDLES,
+    MINT_JWT_SVID,
+)
 from mesh.clock import Now
 from mesh.dialing import why_not_connected
 from mesh.errors import ConfigError
 from mesh.files import read_file
-from mesh.grpc import GrpcError, Status, open_channel
+from mesh.grpc import Channel, GrpcError, Method, Status, open_channel
 from mesh.log import get_logger
-from mesh.protos.istio_ca_pb2 import IstioCertificateRequest, IstioCertificateResponse
+from mesh.protos.istio_ca_pb2 import IstioCertificateRequest
+from mesh.protos.spire_server_pb2 import (
+    SPIFFEID,
+    Bundle,
+    GetBundleRequest,
+    ListFederatedBundlesRequest,
+    MintJWTSVIDRequest,
+)
 from mesh.spiffe import SpiffeId
+from mesh.svid import X509Svid
 from mesh.tls import TlsContext, client_context, named_client_context
 from mesh.tls_errors import TlsError
 from mesh.tls_stream import TlsStream
@@ -70,6 +88,11 @@ RETRYABLE = frozenset(
 """Istio: the codes after which the same request is sent again at once."""
 
 
+Req = TypeVar("Req", bound=Message)
+Res = TypeVar("Res", bound=Message)
+
+Made = TypeVar("Made")
+
 Dial = Callable[[CaAddress], Awaitable[trio.abc.Stream]]
 """Opens a connection for TLS to run on. Raises OSError."""
 
@@ -91,10 +114,25 @@ class Credential:
     acting_for: SpiffeId | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class _Call:
+    """A connection to the CA, and the token that calls on it carry."""
+
+    channel: Channel
+    token: str | None
+
+    async def unary(self, method: Method[Req, Res], request: Req) -> Res:
+        """Make one call. Raises GrpcError."""
+        # Istio: without a token no header is sent, rather than an empty one.
+        metadata = [] if self.token is None else [("authorization", f"Bearer {self.token}")]
+        return await self.channel.unary(method, request, metadata=metadata, timeout=CALL_DEADLINE)
+
+
 class CaClient:
     """One CA, as the agent sees it. It holds no connection between calls.
 
-    `requests` bounds how many clients ask at once.
+    `requests` bounds how many clients ask at once. `svid` is the certificate to show, if any: with
+    one that is still valid a certificate can be renewed without a token.
     """
 
     def __init__(
@@ -106,12 +144,16 @@ class CaClient:
         dial: Dial = dial_tcp,
         credential: Credential | None = None,
         requests: trio.CapacityLimiter | None = None,
+        metrics: AgentMetrics | None = None,
     ) -> None:
         self._config = config
         self._now = now
         self._random = random
         self._dial = dial
         self._requests = requests or trio.CapacityLimiter(1)
+        self._metrics = metrics or AgentMetrics()
+        self._showing = True
+        self.svid: Callable[[], X509Svid | None] = lambda: None
         self.credential = credential or Credential(token_file=config.token_file)
 
     def read_token(self) -> str | None:
@@ -129,46 +171,83 @@ class CaClient:
 
     async def create_certificate(self, csr_pem: str) -> Sequence[str]:
         """Return the elements of the CA's answer, unchecked. Raises RequestFailed leaves."""
-        async with self._requests:
-            return await self._ask_repeatedly(csr_pem)
-
-    async def _ask_repeatedly(self, csr_pem: str) -> Sequence[str]:
-        pauses = INNER_BACKOFF.pauses(self._random)
-        for _ in range(ATTEMPTS - 1):
-            try:
-                return await self._attempt(csr_pem)
-            except (CaUnreachable, CaFailing) as error:
-                log.debug("asking the CA again", reason=error.reason, error=str(error))
-            await trio.sleep(next(pauses))
-        return await self._attempt(csr_pem)
-
-    async def _attempt(self, csr_pem: str) -> Sequence[str]:
-        token = self.read_token()
         request = IstioCertificateRequest(
             csr=csr_pem, validity_duration=int(self._config.secret_ttl.total_seconds())
         )
         if self.credential.acting_for is not None:
             request.metadata.update({IMPERSONATED_IDENTITY: str(self.credential.acting_for)})
-        stream = await self._connect_in_time()
+        self._metrics.count("num_outgoing_requests")
+        start = trio.current_time()
         try:
-            response = await self._call(stream, request, token)
-        except GrpcError as error:
-            raise self._failure(error, token) from error
+            async with self._requests:
+                response = await self._ask_repeatedly(CREATE_CERTIFICATE, request)
+        except RequestFailed:
+            self._metrics.count("num_failed_outgoing_requests")
+            raise
+        finally:
+            passed = round((trio.current_time() - start) * 1000)
+            self._metrics.count("outgoing_latency", passed)
         return list(response.cert_chain)
 
-    async def _call(
-        self, stream: TlsStream, request: IstioCertificateRequest, token: str | None
-    ) -> IstioCertificateResponse:
+    async def mint_jwt_svid(self, identity: SpiffeId, audiences: Sequence[str]) -> str:
+        """Return a JWT-SVID, unchecked. Raises RequestFailed leaves."""
+        request = MintJWTSVIDRequest(
+            id=SPIFFEID(trust_domain=identity.trust_domain.name, path=identity.path),
+            audience=audiences,
+        )
+        return (await self._attempt(MINT_JWT_SVID, request)).svid.token
+
+    async def bundles(self) -> tuple[Bundle, Sequence[Bundle]]:
+        """Return the bundle of our trust domain, and those of others.
+
+        Raises RequestFailed leaves.
+        """
+
+        async def ask(call: _Call) -> tuple[Bundle, Sequence[Bundle]]:
+            own = await call.unary(GET_BUNDLE, GetBundleRequest())
+            listed = await call.unary(LIST_FEDERATED_BUNDLES, ListFederatedBundlesRequest())
+            return own, list(listed.bundles)
+
+        return await self._connected(ask)
+
+    async def _ask_repeatedly(self, method: Method[Req, Res], request: Req) -> Res:
+        pauses = INNER_BACKOFF.pauses(self._random)
+        for _ in range(ATTEMPTS - 1):
+            try:
+                return await self._attempt(method, request)
+            except (CaUnreachable, CaFailing) as error:
+                log.debug("asking the CA again", reason=error.reason, error=str(error))
+            await trio.sleep(next(pauses))
+            self._metrics.count("num_outgoing_retries")
+        return await self._attempt(method, request)
+
+    async def _attempt(self, method: Method[Req, Res], request: Req) -> Res:
+        """Try once. After a failure the next attempt shows no certificate, and then one again.
+
+        A CA that was made anew refuses certificates of the one before, and the token is as good.
+        """
+        try:
+            response = await self._connected(lambda call: call.unary(method, request))
+        except RequestFailed:
+            self._showing = not self._showing
+            raise
+        self._showing = True
+        return response
+
+    async def _connected(self, use: Callable[[_Call], Awaitable[Made]]) -> Made:
+        """Open a connection and make calls on it. Raises RequestFailed leaves."""
+        token = self.read_token()
+        stream = await self._connect_in_time()
+
         async def connected() -> TlsStream:
             return stream
 
-        # Istio: without a token no header is sent, rather than an empty one.
-        metadata = [] if token is None else [("authorization", f"Bearer {token}")]
         authority = str(self._config.ca_address)
-        async with open_channel(connected, authority=authority, scheme=b"https") as channel:
-            return await channel.unary(
-                CREATE_CERTIFICATE, request, metadata=metadata, timeout=CALL_DEADLINE
-            )
+        try:
+            async with open_channel(connected, authority=authority, scheme=b"https") as channel:
+                return await use(_Call(channel, token))
+        except GrpcError as error:
+            raise self._failure(error, token) from error
 
     async def _connect_in_time(self) -> TlsStream:
         try:
@@ -225,9 +304,10 @@ class CaClient:
         except ConfigError as error:
             raise CaRootsUnusable(str(error)) from error
         bundles = {bundle.trust_domain: bundle}
+        svid = self.svid() if self._showing else None
         if isinstance(config.ca_name, SpiffeId):
-            return client_context(bundles, alpn=[ALPN])
-        return named_client_context(bundles, config.ca_name, alpn=[ALPN])
+            return client_context(bundles, svid=svid, alpn=[ALPN])
+        return named_client_context(bundles, config.ca_name, svid=svid, alpn=[ALPN])
 
     def _server_name(self) -> str | None:
         """Return the SNI to send: the expected DNS name, else the host if it is a name."""
@@ -251,5 +331,7 @@ class CaClient:
         if error.code is Status.UNAUTHENTICATED:
             advice = explain_rejection(token, self.credential.token_file, self._now())
             return TokenRejected(f"the CA at {address} did not accept our token: {advice}")
+        if error.code is Status.UNIMPLEMENTED:
+            return CaLacksMethod(f"the CA at {address} does not know this method: {error.message}")
         said = f"the CA at {address} answered {error.code.name}: {error.message}"
         return CaFailing(said) if error.code in RETRYABLE else CaRefused(said)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
+from typing import TypeVar
 
-from mesh.address import check_host
+from mesh.address import Address, check_host
 from mesh.api import CA_ACCOUNT, CA_PORT
 from mesh.bundle import InvalidBundle, TrustBundle
 from mesh.duration import format_duration
@@ -90,6 +92,9 @@ class AgentConfig:
     secret_ttl: timedelta = DEFAULT_SECRET_TTL
     allow_uids: tuple[int, ...] = ()
     registration: Path | None = None
+    output_certs: Path | None = None
+    prov_cert: Path | None = None
+    status_listen: Address | None = None
 
     def __post_init__(self) -> None:
         """Check what each field's type does not."""
@@ -99,14 +104,50 @@ class AgentConfig:
                 f"--secret-ttl {format_duration(ttl)} cannot be used: give whole seconds, "
                 f"from 1s to {format_duration(LONGEST_SECRET_TTL)}"
             )
-        for uid in self.allow_uids:
-            if not 0 <= uid <= LARGEST_UID:
-                raise ConfigError(f"--allow-uid {uid} is no user id")
+        _check_uids(self.allow_uids)
         if self.registration is not None and (self.allow_uids or self.account):
             raise ConfigError(
                 "--registration says who gets what: leave out --allow-uid and --service-account"
             )
+        if self.registration is not None and (self.output_certs or self.prov_cert):
+            raise ConfigError(
+                "--output-certs and --prov-cert are for one identity: leave out --registration"
+            )
         load_ca_bundle(self.ca_root_cert, self.ca_name, self.trust_domain)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MountedConfig:
+    """The settings of an agent that serves certificates from files, and asks no CA."""
+
+    directory: Path
+    socket: Path
+    trust_domain: TrustDomain
+    allow_uids: tuple[int, ...] = ()
+    status_listen: Address | None = None
+
+    def __post_init__(self) -> None:
+        """Check what each field's type does not."""
+        _check_uids(self.allow_uids)
+
+
+def _check_uids(uids: Sequence[int]) -> None:
+    for uid in uids:
+        if not 0 <= uid <= LARGEST_UID:
+            raise ConfigError(f"--allow-uid {uid} is no user id")
+
+
+_Given = TypeVar("_Given")
+
+
+def required(flag: str, value: _Given | None) -> _Given:
+    """Return what was given by a flag that only some forms can do without. Raises ConfigError."""
+    if value is None:
+        raise ConfigError(
+            f"give {flag}: an agent needs its CA, unless --file-mounted-certs says where "
+            "certificates are"
+        )
+    return value
 
 
 def load_ca_bundle(path: Path, name: CaName, trust_domain: TrustDomain) -> TrustBundle:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import ClassVar
 
 from mesh.errors import RemoraError
+from mesh.grpc import Status
 
 
 class AgentError(RemoraError):
@@ -68,7 +69,13 @@ class TokenRejected(RequestFailed):
 class CaRefused(RequestFailed):
     """The CA answered with a refusal that asking again at once cannot change."""
 
-    reason = "ca_refused"
+    reason: ClassVar[str] = "ca_refused"
+
+
+class CaLacksMethod(CaRefused):
+    """The CA does not have what was asked for (UNIMPLEMENTED): Istio's knows certificates only."""
+
+    reason = "ca_lacks_method"
 
 
 class CaFailing(RequestFailed):
@@ -123,6 +130,22 @@ class AnswerUntrusted(AnswerRefused):
     """The certificate does not lead to the roots that came with it."""
 
     reason = "answer_untrusted"
+
+
+class MountedUnusable(AgentError):
+    """The certificate files that somebody else provides cannot be used."""
+
+    reason = "certificate_files_unusable"
+
+
+class JwtUnavailable(AgentError):
+    """No JWT-SVID can be had now; `status` is what the caller is told."""
+
+    reason = "jwt_unavailable"
+
+    def __init__(self, status: Status, message: str) -> None:
+        super().__init__(message)
+        self.status = status
 
 
 class CallerRefused(AgentError):

@@ -10,6 +10,7 @@ import trio
 
 from agent.ca_client import Credential
 from agent.config import AgentConfig
+from agent.readiness import Wanted
 from agent.registration import RegistrationInvalid, Registrations, parse_registrations
 from agent.rotation import Rotation
 from agent.store import SecretStore
@@ -35,6 +36,7 @@ class _Running:
     """One identity whose certificate is kept fresh, and by which token."""
 
     credential: Credential
+    rotation: Rotation
     scope: trio.CancelScope = field(default_factory=trio.CancelScope)
 
 
@@ -57,6 +59,15 @@ class Node:
     def registrations(self) -> Registrations:
         """The entries in force."""
         return self._registrations
+
+    def wanted(self) -> list[Wanted]:
+        """Return what each entry is to have, and why the last attempt did not bring it."""
+        return [running.rotation.wanted for running in self._running.values()]
+
+    def credential_of(self, identity: SpiffeId) -> Credential | None:
+        """Return by what the CA is asked in the name of `identity`, None if nobody has it."""
+        running = self._running.get(identity)
+        return None if running is None else running.credential
 
     async def run(self) -> None:
         """Keep every identity's certificate fresh, and follow the file, until cancelled.
@@ -93,18 +104,22 @@ class Node:
             self._store.drop(identity)
         for identity, credential in wanted.items():
             if identity not in self._running:
-                running = self._running[identity] = _Running(credential=credential)
-                nursery.start_soon(self._keep, identity, running)
+                rotation = self._make_rotation(identity, credential)
+                running = self._running[identity] = _Running(
+                    credential=credential, rotation=rotation
+                )
+                nursery.start_soon(_keep, running)
         log.info("registration entries in force", entries=len(self._registrations.entries))
-
-    async def _keep(self, identity: SpiffeId, running: _Running) -> None:
-        with running.scope:
-            await self._make_rotation(identity, running.credential).run()
 
     def _credential(self, identity: SpiffeId, token_file: Path | None) -> Credential:
         if token_file is not None:
             return Credential(token_file=token_file)
         return Credential(token_file=self._config.token_file, acting_for=identity)
+
+
+async def _keep(running: _Running) -> None:
+    with running.scope:
+        await running.rotation.run()
 
 
 def _complain(error: ConfigError) -> None:

@@ -65,13 +65,18 @@ class Offer:
             return self._svid(name, identity)
         return self._roots(name, identity.trust_domain)
 
+    def deals_with(self, domain: TrustDomain) -> bool:
+        """Tell whether the caller may have the bundle of a trust domain."""
+        if domain == self.trust_domain:
+            return True
+        return self.grants is not None and self.grants.federates_with(domain)
+
     def _may_have(self, identity: SpiffeId) -> bool:
         if self.grants is None:
             return False
         if identity.path:
             return identity in self.grants.identities
-        domain = identity.trust_domain
-        return domain == self.trust_domain or self.grants.federates_with(domain)
+        return self.deals_with(identity.trust_domain)
 
     def _named(self) -> Iterator[str]:
         yield from (SVID_RESOURCE, BUNDLE_RESOURCE, ALL_BUNDLES_RESOURCE)
@@ -81,7 +86,7 @@ class Offer:
 
     def _domains(self) -> Iterator[TrustDomain]:
         for domain in self.holdings.roots:
-            if self._may_have(SpiffeId(domain)):
+            if self.deals_with(domain):
                 yield domain
 
     def _svid(self, name: str, identity: SpiffeId) -> Resource | None:

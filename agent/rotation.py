@@ -9,10 +9,11 @@ import trio
 
 from agent.answer import Issued, check_answer
 from agent.bearer import account_of
-from agent.ca_client import CaClient
+from agent.ca_client import CaClient, Credential
 from agent.config import AgentConfig
 from agent.csr import new_request
 from agent.errors import RequestCrashed, RequestFailed
+from agent.readiness import Wanted
 from agent.schedule import OUTER_BACKOFF, SHORTEST_DELAY, Floor, rotation_delay
 from agent.store import SecretStore
 from mesh.clock import Now, sleep_until
@@ -48,12 +49,22 @@ class Rotation:
         self._now = now
         self._random = random
         self._identity = identity
+        self._failure: str | None = None
         self._held = False
 
     @property
     def identity(self) -> SpiffeId | None:
         """Whose certificate this is about; None until it has been read from the token."""
         return self._identity
+
+    @property
+    def wanted(self) -> Wanted:
+        """What this is to bring, and why the last attempt did not."""
+        return Wanted(identity=self._identity, failure=self._failure)
+
+    def credential_of(self, identity: SpiffeId) -> Credential | None:
+        """Return by what the CA is asked in the name of `identity`, if that is ours."""
+        return self._client.credential if identity == self._identity else None
 
     async def run(self) -> None:
         """Renew until cancelled. A CA that is down, or answers nonsense, is no reason to end."""
@@ -77,7 +88,7 @@ class Rotation:
             await sleep_until(self._now() + delay, self._now)
 
     def _serve(self, issued: Issued, delay: timedelta) -> None:
-        self._identity = issued.svid.id
+        self._identity, self._failure = issued.svid.id, None
         self._held = True
         self._store.put(issued)
         log.info(
@@ -115,12 +126,16 @@ class Rotation:
         if self._identity is not None:
             return self._identity
         account = self._config.account
+        svid = self._client.svid()
+        if account is None and svid is not None and self._client.read_token() is None:
+            return svid.id
         if account is None:
             account = account_of(self._client.read_token(), self._client.credential.token_file)
         return service_account_id(self._config.trust_domain, account)
 
     def _complain(self, error: RequestFailed, pause: float) -> None:
         now = self._now()
+        self._failure = str(error)
         identity = self._identity
         expired = None if identity is None else self._store.drop_expired(identity, now)
         if expired is not None:

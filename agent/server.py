@@ -8,25 +8,26 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from random import SystemRandom
 
 import trio
 import trio.abc
 
+from agent.assembly import Assembly, ca_agent, mounted_agent
 from agent.attest import allowed_uids, check_caller
 from agent.attested import attesting_gate
-from agent.ca_client import CaClient, Credential
-from agent.config import AgentConfig
-from agent.entitlement import NodeDoor, OpenSession, SingleIdentity
-from agent.node import Node
-from agent.rotation import Rotation
+from agent.config import AgentConfig, MountedConfig
+from agent.metrics import CONTENT_TYPE
+from agent.readiness import missing
 from agent.sds import SecretService
-from agent.store import SecretStore
+from agent.workload_api import WorkloadApi
+from mesh.address import Address
 from mesh.clock import Now, system_now
+from mesh.errors import ConfigError
 from mesh.files import PRIVATE_DIRECTORY
 from mesh.grpc import Accept, Peer, Service, serve_grpc
+from mesh.http_endpoint import Page, serve_pages
 from mesh.log import get_logger
-from mesh.spiffe import SpiffeId
+from mesh.spiffe import TrustDomain
 from mesh.unix_socket import peer_credentials, unix_listener
 
 log = get_logger("agent.server")
@@ -39,8 +40,11 @@ SHARED_SOCKET = 0o666
 SHARED_DIRECTORY = 0o755
 """Of a node's socket: every process may come to it, and nobody else may put one there."""
 
-CONCURRENT_REQUESTS = 8
-"""Certificates that are asked for at once: a node that starts has dozens to get."""
+READY_PATH = "/healthz/ready"
+"""Istio: where readiness is asked for."""
+
+
+Config = AgentConfig | MountedConfig
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,10 +52,11 @@ class Running:
     """What a started agent offers."""
 
     socket: Path
+    status: Address | None = None
 
 
 async def serve(
-    config: AgentConfig,
+    config: Config,
     *,
     now: Now = system_now,
     task_status: trio.TaskStatus[Running] = trio.TASK_STATUS_IGNORED,
@@ -60,83 +65,75 @@ async def serve(
 
     Raises ConfigError if the socket cannot be had. A CA that is down delays secrets, no more.
     """
-    parts = _Parts(config, now)
-    async with unix_listener(config.socket, parts.mode, parts.directory_mode) as listener:
-        _warn_of_closed_door(config)
+    agent = ca_agent(config, now) if isinstance(config, AgentConfig) else mounted_agent(config, now)
+    node = isinstance(config, AgentConfig) and config.registration is not None
+    shared = node or bool(config.allow_uids)
+    async with unix_listener(
+        config.socket,
+        SHARED_SOCKET if shared else PRIVATE_SOCKET,
+        SHARED_DIRECTORY if node else PRIVATE_DIRECTORY,
+    ) as listener:
+        _warn_of_closed_door(config.socket, shared=shared)
         async with trio.open_nursery() as nursery:
-            gate = parts.gate(nursery)
-            await nursery.start(partial(serve_grpc, parts.service(), [listener], accept=gate))
-            nursery.start_soon(parts.run)
-            log.info("agent ready", socket=str(config.socket), ca=str(config.ca_address))
-            task_status.started(Running(socket=config.socket))
+            own = allowed_uids(os.geteuid(), config.allow_uids)
+            gate = attesting_gate(nursery) if node else _gate(own)
+            service = _service(agent, config.trust_domain, now)
+            await nursery.start(partial(serve_grpc, service, [listener], accept=gate))
+            status = await _serve_status(agent, config, nursery, now)
+            for keeper in agent.keepers:
+                nursery.start_soon(keeper)
+            log.info("agent ready", socket=str(config.socket), **_source(config))
+            task_status.started(Running(socket=config.socket, status=status))
 
 
-class _Parts:
-    """What an agent is made of: one identity for all callers, or a node's entries."""
+def _service(agent: Assembly, trust_domain: TrustDomain, now: Now) -> Service:
+    """Return everything that is served on the socket."""
+    service = Service()
+    SecretService(
+        store=agent.store, open_session=agent.open_session, trust_domain=trust_domain, now=now
+    ).register(service)
+    WorkloadApi(
+        store=agent.store,
+        open_session=agent.open_session,
+        trust_domain=trust_domain,
+        jwt_issuer=agent.jwt_issuer,
+        now=now,
+    ).register(service)
+    return service
 
-    def __init__(self, config: AgentConfig, now: Now) -> None:
-        """Build everything. Raises ConfigError."""
-        self._config = config
-        self._now = now
-        self._random = SystemRandom()
-        self._store = SecretStore()
-        self._requests = trio.CapacityLimiter(CONCURRENT_REQUESTS)
-        if config.registration is None:
-            own = self._rotation(None, Credential(token_file=config.token_file))
-            self._open_session: OpenSession = SingleIdentity(lambda: own.identity)
-            self.run = own.run
-        else:
-            node = Node(config, config.registration, self._store, self._rotation)
-            self._open_session = NodeDoor(lambda: node.registrations)
-            self.run = node.run
 
-    @property
-    def mode(self) -> int:
-        """The socket's mode: whether others may connect, and be judged by who they are."""
-        return SHARED_SOCKET if self._shared else PRIVATE_SOCKET
+async def _serve_status(
+    agent: Assembly, config: Config, nursery: trio.Nursery, now: Now
+) -> Address | None:
+    """Serve readiness and metrics over HTTP, if an address for it is given."""
+    address = config.status_listen
+    if address is None:
+        return None
+    try:
+        listeners = await trio.open_tcp_listeners(address.port, host=address.host)
+    except OSError as error:
+        raise ConfigError(
+            f"cannot listen on {address}: {error.strerror}; choose another --status-listen"
+        ) from error
 
-    @property
-    def directory_mode(self) -> int:
-        """The mode of the socket's directory, if it has to be made."""
-        return SHARED_DIRECTORY if self._config.registration else PRIVATE_DIRECTORY
+    def ready() -> Page:
+        faults = missing(agent.store.holdings, agent.wanted(), config.trust_domain, now())
+        text = "".join(f"{fault}\n" for fault in faults) or "ready\n"
+        return Page(status=503 if faults else 200, body=text.encode())
 
-    @property
-    def _shared(self) -> bool:
-        return bool(self._config.allow_uids or self._config.registration)
+    def metrics() -> Page:
+        text = agent.metrics.exposition(agent.store.holdings, agent.default(), now())
+        return Page(body=text.encode(), content_type=CONTENT_TYPE)
 
-    def gate(self, nursery: trio.Nursery) -> Accept:
-        """Return what decides who may connect at all."""
-        if self._config.registration is None:
-            return _gate(allowed_uids(os.geteuid(), self._config.allow_uids))
-        return attesting_gate(nursery)
+    await nursery.start(serve_pages, {READY_PATH: ready, "/metrics": metrics}, listeners)
+    host, port, *_ = listeners[0].socket.getsockname()
+    return Address(host, port)
 
-    def service(self) -> Service:
-        """Return everything that is served on the socket."""
-        service = Service()
-        SecretService(
-            store=self._store,
-            open_session=self._open_session,
-            trust_domain=self._config.trust_domain,
-            now=self._now,
-        ).register(service)
-        return service
 
-    def _rotation(self, identity: SpiffeId | None, credential: Credential) -> Rotation:
-        client = CaClient(
-            self._config,
-            now=self._now,
-            random=self._random,
-            credential=credential,
-            requests=self._requests,
-        )
-        return Rotation(
-            self._config,
-            client,
-            self._store,
-            now=self._now,
-            random=self._random,
-            identity=identity,
-        )
+def _source(config: Config) -> dict[str, str]:
+    if isinstance(config, AgentConfig):
+        return {"ca": str(config.ca_address)}
+    return {"certificates": str(config.directory)}
 
 
 def _gate(allowed: Collection[int]) -> Accept:
@@ -149,12 +146,12 @@ def _gate(allowed: Collection[int]) -> Accept:
     return accept
 
 
-def _warn_of_closed_door(config: AgentConfig) -> None:
-    """Say that users allowed by flag cannot get through the socket's private directory."""
-    directory = config.socket.parent
-    if config.allow_uids and not directory.stat().st_mode & (stat.S_IXGRP | stat.S_IXOTH):
+def _warn_of_closed_door(socket: Path, *, shared: bool) -> None:
+    """Say that other users cannot get through the socket's private directory."""
+    directory = socket.parent
+    if shared and not directory.stat().st_mode & (stat.S_IXGRP | stat.S_IXOTH):
         log.warning(
-            "users given by --allow-uid cannot reach the socket: its directory is closed to them",
+            "other users cannot reach the socket: its directory is closed to them",
             directory=str(directory),
             remedy="chmod go+x",
         )

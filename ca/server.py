@@ -10,10 +10,13 @@ import trio
 import trio.abc
 
 from ca.audit import AuditLog
+from ca.bundle_publisher import BundlePublisher
+from ca.bundle_service import BundleService
 from ca.config import CaConfig
 from ca.decisions import Decisions
 from ca.issued_log import IssuedLog
 from ca.issuers import authenticator_chain, remote_issuers
+from ca.jwt_keys import load_jwt_keys
 from ca.keeper import AuthorityKeeper, open_authority
 from ca.metrics import CONTENT_TYPE
 from ca.rate_limit import RateLimiter
@@ -52,8 +55,9 @@ async def serve(
     issuers = await remote_issuers(config, now())
     keeper, token_key = await open_authority(config, now)
     decisions = Decisions(audit=AuditLog(config.state_dir), ledger=IssuedLog(config.state_dir))
+    publisher = await _publish_bundle(config, keeper, now)
     service = Service()
-    CertificateService(
+    certificates = CertificateService(
         authority=keeper.authority,
         authenticators=authenticator_chain(
             config, token_key, issuers, lambda: keeper.authority().revocations.serials
@@ -61,7 +65,9 @@ async def serve(
         now=now,
         limiter=RateLimiter(config.rate_limit, config.identity_rate_limit, now()),
         decisions=decisions,
-    ).register(service)
+    )
+    certificates.register(service)
+    BundleService(publisher=publisher, identify=certificates.identify, now=now).register(service)
     serving = ServingCertificate(keeper.authority, config.identity, config.server_names, now)
     keeper.on_change(serving.renew)
     listeners = await _listen(config.listen)
@@ -72,6 +78,7 @@ async def serve(
         )
         nursery.start_soon(serving.keep_renewing)
         nursery.start_soon(keeper.run)
+        nursery.start_soon(publisher.keep_keys)
         await nursery.start(
             partial(serve_grpc, service, listeners, accept=_tls_accept(serving), limits=LIMITS)
         )
@@ -83,6 +90,13 @@ async def serve(
             signer_not_after=keeper.authority().signer.certificate.not_valid_after_utc.isoformat(),
         )
         task_status.started(running)
+
+
+async def _publish_bundle(
+    config: CaConfig, keeper: AuthorityKeeper, now: Now
+) -> BundlePublisher:
+    keyring = await trio.to_thread.run_sync(load_jwt_keys, config.state_dir, now())
+    return BundlePublisher(config.state_dir, lambda: keeper.authority().roots, keyring, now)
 
 
 async def _serve_metrics(

@@ -70,7 +70,7 @@ class CertificateService:
     ) -> IstioCertificateResponse:
         """Issue a certificate for whoever calls. Raises GrpcError. Every decision is recorded."""
         self.decisions.asked()
-        caller = await self._identify(call)
+        caller = await self.identify(call)
         self._refuse_impersonation(request, caller, call)
         self._limit(caller, call)
         try:
@@ -87,7 +87,8 @@ class CertificateService:
             return IstioCertificateResponse(cert_chain=issued.elements_with_revoked())
         return IstioCertificateResponse(cert_chain=issued.elements)
 
-    async def _identify(self, call: ServerCall) -> Caller:
+    async def identify(self, call: ServerCall) -> Caller:
+        """Return who is calling. Raises GrpcError UNAUTHENTICATED, which tells nothing."""
         presented = Presented(
             authorization=call.metadata.get_all("authorization"),
             chain=() if call.peer.tls is None else call.peer.tls.peer_chain,

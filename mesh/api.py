@@ -10,6 +10,26 @@ from mesh.protos.discovery_pb2 import (
     DiscoveryResponse,
 )
 from mesh.protos.istio_ca_pb2 import IstioCertificateRequest, IstioCertificateResponse
+from mesh.protos.spire_server_pb2 import (
+    Bundle,
+    GetBundleRequest,
+    ListFederatedBundlesRequest,
+    ListFederatedBundlesResponse,
+    MintJWTSVIDRequest,
+    MintJWTSVIDResponse,
+)
+from mesh.protos.workload_pb2 import (
+    JWTBundlesRequest,
+    JWTBundlesResponse,
+    JWTSVIDRequest,
+    JWTSVIDResponse,
+    ValidateJWTSVIDRequest,
+    ValidateJWTSVIDResponse,
+    X509BundlesRequest,
+    X509BundlesResponse,
+    X509SVIDRequest,
+    X509SVIDResponse,
+)
 
 CA_PORT = 15012
 """Istio: the control plane's TLS port, for certificates and discovery."""
@@ -61,6 +81,32 @@ FETCH_SECRETS = Method(
     "/envoy.service.secret.v3.SecretDiscoveryService/FetchSecrets",
     DiscoveryRequest,
     DiscoveryResponse,
+)
+
+FETCH_X509_SVID = Method("/SpiffeWorkloadAPI/FetchX509SVID", X509SVIDRequest, X509SVIDResponse)
+FETCH_X509_BUNDLES = Method(
+    "/SpiffeWorkloadAPI/FetchX509Bundles", X509BundlesRequest, X509BundlesResponse
+)
+FETCH_JWT_SVID = Method("/SpiffeWorkloadAPI/FetchJWTSVID", JWTSVIDRequest, JWTSVIDResponse)
+FETCH_JWT_BUNDLES = Method(
+    "/SpiffeWorkloadAPI/FetchJWTBundles", JWTBundlesRequest, JWTBundlesResponse
+)
+VALIDATE_JWT_SVID = Method(
+    "/SpiffeWorkloadAPI/ValidateJWTSVID", ValidateJWTSVIDRequest, ValidateJWTSVIDResponse
+)
+
+WORKLOAD_HEADER = "workload.spiffe.io"
+"""SPIFFE Workload Endpoint: metadata that every call must carry, with the value `true`. A server
+that is made to call somewhere else by its own client cannot be made to add it."""
+
+MINT_JWT_SVID = Method(
+    "/spire.api.server.svid.v1.SVID/MintJWTSVID", MintJWTSVIDRequest, MintJWTSVIDResponse
+)
+GET_BUNDLE = Method("/spire.api.server.bundle.v1.Bundle/GetBundle", GetBundleRequest, Bundle)
+LIST_FEDERATED_BUNDLES = Method(
+    "/spire.api.server.bundle.v1.Bundle/ListFederatedBundles",
+    ListFederatedBundlesRequest,
+    ListFederatedBundlesResponse,
 )
 
 SECRET_TYPE_URL = "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.Secret"  # noqa: S105

@@ -7,22 +7,25 @@ cases of our own in the same format, for kinds and corners that the sample leave
 from __future__ import annotations
 
 import base64
+import functools
 import json
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import jwt
 import pytest
 import yaml
 from cryptography.hazmat.primitives import serialization
-from cryptography.hazmat.primitives.asymmetric import ed25519
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 
 from ca.errors import CertificateUnsound
 from ca.selfcheck import check_authority
 from mesh.bundle import InvalidBundle, TrustBundle
 from mesh.bundle_document import BundleDocument, parse_bundle, parse_bundle_map
 from mesh.errors import ConfigError
+from mesh.jwt_svid import InvalidJwtSvid, verify_jwt_svid
 from mesh.policy.trust_domains import TrustDomains
 from mesh.spiffe import (
     InvalidSpiffeId,
@@ -349,3 +352,48 @@ def test_bundle_map(case: Case) -> None:
     bundles = answer(case, lambda: parse_bundle_map(document_of(case)))
     if bundles is not None:
         check(case, {"trust_domains": sorted(str(domain) for domain in bundles)})
+
+
+# JWT-SVIDs ---------------------------------------------------------------------------------
+
+
+@functools.cache
+def jwt_key(name: str) -> ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey:
+    """Return the key of that name: `k-ALG` fits its algorithm, any other is P-256."""
+    family, _, bits = name.removeprefix("k-").partition("S")
+    if name.startswith("k-") and family in {"R", "P"}:
+        return rsa.generate_private_key(public_exponent=65537, key_size=2048)
+    curve = {"384": ec.SECP384R1(), "512": ec.SECP521R1()}.get(bits, ec.SECP256R1())
+    return ec.generate_private_key(curve)
+
+
+PUBLISHED = [f"k-{family}S{bits}" for family in "REP" for bits in (256, 384, 512)]
+
+
+def token_of(fields: dict[str, Any]) -> str:
+    claims: dict[str, Any] = {name: fields[name] for name in ("sub", "aud") if name in fields}
+    for name in {"exp", "nbf", "iat"} & set(fields):
+        claims[name] = int(NOW.timestamp()) + fields[name]
+    headers: dict[str, Any] = {"typ": fields.get("typ")}
+    headers |= {"kid": fields["kid"]} if "kid" in fields else {}
+    key = jwt_key(fields.get("key") or fields.get("kid") or "authority1")
+    return jwt.encode(claims, key, algorithm=fields["alg"], headers=headers)
+
+
+@of_kind("jwt_svid")
+def test_jwt_svid(case: Case) -> None:
+    understand(case, "token", "expected_audience", "bundles", "want")
+    strange = set(case["token"]) - {"alg", "kid", "typ", "key", "sub", "aud", "exp", "nbf", "iat"}
+    assert not strange, "the token says more than this runner makes"
+    keys = {
+        TrustDomain(domain): {name: jwt_key(name).public_key() for name in (*names, *PUBLISHED)}
+        for domain, names in case["bundles"].items()
+    }
+    token = token_of(case["token"])
+    try:
+        svid = verify_jwt_svid(token, keys, case["expected_audience"], NOW)
+    except InvalidJwtSvid:
+        judge(case, "reject")
+        return
+    if judge(case, "accept"):
+        check(case, {"id": str(svid.id), "sub": str(svid.id)})

@@ -17,10 +17,16 @@ app = typer.Typer(no_args_is_help=True, help="Keys and certificates for local wo
 @app.command()
 def run(  # noqa: PLR0913 - one parameter per flag
     *,
-    ca_address: Annotated[str, typer.Option(metavar="HOST:PORT", help="Where the CA listens.")],
-    ca_root_cert: Annotated[Path, typer.Option(help="Roots that vouch for the CA's server.")],
-    token_file: Annotated[Path, typer.Option(help="Service-account token; read every time.")],
     socket: Annotated[Path, typer.Option(help="Unix socket to serve secrets on.")],
+    ca_address: Annotated[
+        str | None, typer.Option(metavar="HOST:PORT", help="Where the CA listens.")
+    ] = None,
+    ca_root_cert: Annotated[
+        Path | None, typer.Option(help="Roots that vouch for the CA's server.")
+    ] = None,
+    token_file: Annotated[
+        Path | None, typer.Option(help="Service-account token; read every time.")
+    ] = None,
     trust_domain: Annotated[str, typer.Option(help="Of the workload's SPIFFE ID.")] = (
         "cluster.local"
     ),
@@ -47,38 +53,68 @@ def run(  # noqa: PLR0913 - one parameter per flag
         Path | None,
         typer.Option(metavar="FILE", help="Serve a whole node: who of its callers is whom."),
     ] = None,
+    output_certs: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Write certificate, key and roots there too.")
+    ] = None,
+    prov_cert: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Certificate to show the CA at first.")
+    ] = None,
+    file_mounted_certs: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Serve the files there, and ask no CA.")
+    ] = None,
+    status_listen: Annotated[
+        str | None, typer.Option(metavar="HOST:PORT", help="Readiness and metrics, by HTTP.")
+    ] = None,
     log_format: LogFormatOption = LogFormat.TEXT,
     log_level: LogLevelOption = LogLevel.INFO,
 ) -> None:
-    """Get certificates from the CA, keep them fresh, and serve them to local proxies.
+    """Get certificates from the CA, keep them fresh, and serve them to local workloads.
 
-    Speaks Istio's CreateCertificate to the CA, and Envoy's SDS on the socket. Keys stay
-    in memory. Only the agent's own user and root may connect; with --registration every
-    process may, and is what the entries for it say.
+    On the socket: Envoy's SDS and the SPIFFE Workload API. Keys stay in memory. Only the
+    agent's own user and root may connect; with --registration every process may, and is
+    what the entries for it say.
     """
     from agent.config import (
         AgentConfig,
         CaAddress,
+        MountedConfig,
         parse_account,
         parse_ca_name,
         parse_trust_domain,
+        required,
     )
     from agent.server import serve
+    from mesh.address import Address
     from mesh.duration import parse_duration
     from remora.program import run_program
 
     domain = parse_trust_domain(trust_domain)
-    config = AgentConfig(
-        ca_address=CaAddress.parse(ca_address),
-        ca_name=parse_ca_name(ca_name, domain),
-        ca_root_cert=ca_root_cert,
-        token_file=token_file,
-        socket=socket,
-        trust_domain=domain,
-        account=parse_account(service_account),
-        secret_ttl=parse_duration(secret_ttl),
-        allow_uids=tuple(allow_uid or ()),
-        registration=registration,
-    )
+    status = None if status_listen is None else Address.parse(status_listen)
+    uids = tuple(allow_uid or ())
+    config: AgentConfig | MountedConfig
+    if file_mounted_certs is not None:
+        config = MountedConfig(
+            directory=file_mounted_certs,
+            socket=socket,
+            trust_domain=domain,
+            allow_uids=uids,
+            status_listen=status,
+        )
+    else:
+        config = AgentConfig(
+            ca_address=CaAddress.parse(required("--ca-address", ca_address)),
+            ca_name=parse_ca_name(ca_name, domain),
+            ca_root_cert=required("--ca-root-cert", ca_root_cert),
+            token_file=required("--token-file", token_file),
+            socket=socket,
+            trust_domain=domain,
+            account=parse_account(service_account),
+            secret_ttl=parse_duration(secret_ttl),
+            allow_uids=uids,
+            registration=registration,
+            output_certs=output_certs,
+            prov_cert=prov_cert,
+            status_listen=status,
+        )
     configure_logging(log_format, log_level)
     run_program(functools.partial(serve, config))

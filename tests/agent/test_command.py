@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from agent.config import AgentConfig
+from agent.config import AgentConfig, MountedConfig
 from mesh.errors import ConfigError
 from mesh.spiffe import ServiceAccount, SpiffeId
 from remora.cli import app as remora
@@ -75,7 +75,41 @@ def test_a_whole_node(flags: dict[str, str], ran: list[AgentConfig]) -> None:
     assert ran[0].registration == Path("entries.yaml")
 
 
-@pytest.mark.parametrize("flag", [("--allow-uid", "5"), ("--service-account", "foo/httpbin")])
+def test_the_rest_of_the_flags(
+    flags: dict[str, str], ran: list[AgentConfig], tmp_path: Path
+) -> None:
+    more = {
+        "--output-certs": str(tmp_path / "out"),
+        "--prov-cert": str(tmp_path / "in"),
+        "--status-listen": "127.0.0.1:15020",
+    }
+    assert invoke(flags | more).exit_code == 0
+    [config] = ran
+    assert config.output_certs == tmp_path / "out"
+    assert config.prov_cert == tmp_path / "in"
+    assert str(config.status_listen) == "127.0.0.1:15020"
+
+
+def test_files_need_no_ca(ran: list[Any], tmp_path: Path) -> None:
+    flags = {"--socket": str(tmp_path / "s"), "--file-mounted-certs": "/etc/certs"}
+    assert invoke(flags).exit_code == 0
+    assert isinstance(ran[0], MountedConfig)
+    assert ran[0].directory == Path("/etc/certs")
+
+
+@pytest.mark.parametrize("flag", ["--ca-address", "--ca-root-cert", "--token-file"])
+def test_without_files_the_ca_is_needed(
+    flags: dict[str, str], ran: list[AgentConfig], flag: str
+) -> None:
+    del flags[flag]
+    result = invoke(flags)
+    assert isinstance(result.exception, ConfigError)
+    assert f"give {flag}" in str(result.exception)
+
+
+@pytest.mark.parametrize(
+    "flag", [("--allow-uid", "5"), ("--service-account", "foo/httpbin"), ("--output-certs", "d")]
+)
 def test_entries_leave_nothing_to_flags(
     flags: dict[str, str], ran: list[AgentConfig], flag: tuple[str, str]
 ) -> None:

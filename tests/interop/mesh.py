@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import trio
 
@@ -53,21 +54,30 @@ class LocalMesh:
         who = ServiceAccount.parse(account)
         return create_token(material.token_key, who, audience="istio-ca", ttl=ttl, now=real_now())
 
-    async def start_agent(self, account: str) -> Path:
-        """Start an agent for a service account; return its socket, once it has a certificate."""
+    async def start_agent(
+        self,
+        account: str,
+        *,
+        nursery: trio.Nursery | None = None,
+        token: bool = True,
+        **settings: Any,
+    ) -> Path:
+        """Start an agent with the token of a service account; return its socket."""
         assert self._ca is not None, "start the CA first"
         name = account.replace("/", "-")
-        token = self.folder / f"{name}.token"
-        token.write_text(self.token(account))
+        token_file = self.folder / f"{name}.token"
+        if token:
+            token_file.write_text(self.token(account))
         config = AgentConfig(
             ca_address=CaAddress(host=self._ca.host, port=self._ca.port),
             ca_name=parse_ca_name(None, self.trust_domain),
             ca_root_cert=self.root_file,
-            token_file=token,
+            token_file=token_file,
             socket=self.folder / name / "sds.sock",
             trust_domain=self.trust_domain,
+            **settings,
         )
-        await self._nursery.start(partial(serve_agent, config))
+        await (nursery or self._nursery).start(partial(serve_agent, config))
         return config.socket
 
     async def start_proxy(
