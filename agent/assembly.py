@@ -11,6 +11,7 @@ import trio
 from agent.bundles import BundleFollower
 from agent.ca_client import CaClient, Credential
 from agent.config import AgentConfig, MountedConfig
+from agent.discovery import Discovery, DiscoveryForwarder, NoDiscovery
 from agent.entitlement import NodeDoor, OpenSession, SingleIdentity
 from agent.errors import JwtUnavailable, MountedUnusable
 from agent.jwt_source import JwtSource
@@ -42,6 +43,7 @@ class Assembly:
     store: SecretStore
     open_session: OpenSession
     jwt_issuer: JwtIssuer
+    discovery: Discovery
     keepers: tuple[Keeper, ...]
     metrics: AgentMetrics
     wanted: Callable[[], Sequence[Wanted]]
@@ -68,6 +70,7 @@ def mounted_agent(config: MountedConfig, now: Now) -> Assembly:
         store=store,
         open_session=SingleIdentity(lambda: mounted.identity),
         jwt_issuer=NoJwtIssuer(),
+        discovery=NoDiscovery(),
         keepers=(mounted.run,),
         metrics=metrics,
         wanted=lambda: [Wanted(identity=mounted.identity, failure=mounted.failure)],
@@ -140,9 +143,18 @@ class _CaParts:
             credential = credential_of(identity)
             return None if credential is None else self._client(credential, identity)
 
+        def speaker_for(identity: SpiffeId) -> CaClient | None:
+            credential = credential_of(identity)
+            if credential is None:
+                return None
+            client = self._client(credential, identity)
+            client.svid = lambda: self._held(identity)
+            return client
+
         return Assembly(
             store=self._store,
             open_session=open_session,
+            discovery=DiscoveryForwarder(open_session, speaker_for),
             jwt_issuer=JwtSource(client_of, follower, self._store, self._now),
             keepers=(*keepers, follower.run),
             metrics=self._metrics,
@@ -183,9 +195,9 @@ class _CaParts:
         if credential.acting_for is not None:
             return None
         now = self._now()
-        held = None if identity is None else self._store.holdings.svid(identity, now)
+        held = None if identity is None else self._held(identity)
         if held is not None:
-            return held.issued.svid
+            return held
         if self._config.prov_cert is None:
             return None
         try:
@@ -193,3 +205,8 @@ class _CaParts:
         except MountedUnusable:
             return None
         return issued.svid if identity in {None, issued.svid.id} else None
+
+    def _held(self, identity: SpiffeId) -> X509Svid | None:
+        """Return the certificate of an identity, if there is one that is valid."""
+        held = self._store.holdings.svid(identity, self._now())
+        return None if held is None else held.issued.svid

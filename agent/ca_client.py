@@ -7,7 +7,8 @@ what has gone stale meanwhile, and an idle agent would cost the CA a connection.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from ipaddress import ip_address
 from pathlib import Path
@@ -44,7 +45,7 @@ from mesh.clock import Now
 from mesh.dialing import why_not_connected
 from mesh.errors import ConfigError
 from mesh.files import read_file
-from mesh.grpc import Channel, GrpcError, Method, Status, open_channel
+from mesh.grpc import Channel, GrpcError, Limits, Method, Status, open_channel
 from mesh.log import get_logger
 from mesh.protos.istio_ca_pb2 import IstioCertificateRequest
 from mesh.protos.spire_server_pb2 import (
@@ -123,9 +124,18 @@ class _Call:
 
     async def unary(self, method: Method[Req, Res], request: Req) -> Res:
         """Make one call. Raises GrpcError."""
-        # Istio: without a token no header is sent, rather than an empty one.
-        metadata = [] if self.token is None else [("authorization", f"Bearer {self.token}")]
-        return await self.channel.unary(method, request, metadata=metadata, timeout=CALL_DEADLINE)
+        return await self.channel.unary(
+            method, request, metadata=bearer(self.token), timeout=CALL_DEADLINE
+        )
+
+
+Proof = list[tuple[str, str | bytes]]
+"""The metadata by which a call proves who makes it, beside the certificate that TLS shows."""
+
+
+def bearer(token: str | None) -> Proof:
+    """Istio: without a token no header is sent, rather than an empty one."""
+    return [] if token is None else [("authorization", f"Bearer {token}")]
 
 
 class CaClient:
@@ -209,6 +219,25 @@ class CaClient:
             return own, list(listed.bundles)
 
         return await self._connected(ask)
+
+    @asynccontextmanager
+    async def channel(self, limits: Limits) -> AsyncGenerator[tuple[Channel, Proof]]:
+        """Connect for calls that stay; yield the channel, and what to send with each call.
+
+        A token that is the node's own proves nothing about a workload, so it stays away. Raises
+        RequestFailed leaves before the block.
+        """
+        proof = bearer(None if self.credential.acting_for else self.read_token())
+        stream = await self._connect_in_time()
+
+        async def connected() -> TlsStream:
+            return stream
+
+        authority = str(self._config.ca_address)
+        async with open_channel(
+            connected, authority=authority, scheme=b"https", limits=limits
+        ) as channel:
+            yield channel, proof
 
     async def _ask_repeatedly(self, method: Method[Req, Res], request: Req) -> Res:
         pauses = INNER_BACKOFF.pauses(self._random)

@@ -99,6 +99,7 @@ def _service(agent: Assembly, trust_domain: TrustDomain, now: Now) -> Service:
         jwt_issuer=agent.jwt_issuer,
         now=now,
     ).register(service)
+    agent.discovery.register(service)
     return service
 
 

@@ -38,6 +38,9 @@ MAX_RATE = 1_000_000
 LONGEST_TOKEN_TTL = timedelta(days=365)
 """A token cannot be revoked alone, only all of them together, by replacing the token key."""
 
+RESOURCES_DIR = "resources"
+"""In the state directory, unless the operator names another place."""
+
 OWN_NAMES = ("localhost", CA_DNS_NAME, "127.0.0.1", "::1")
 """The serving certificate's names on one machine, and the one that Istio's agents expect."""
 
@@ -67,6 +70,7 @@ class CaConfig:
     metrics_listen: Address | None = None
     rate_limit: Rate | None = DEFAULT_TOTAL
     identity_rate_limit: Rate | None = DEFAULT_PER_IDENTITY
+    resources: Path | None = None
 
     def __post_init__(self) -> None:
         """Check what each field's type does not."""
@@ -98,6 +102,11 @@ class CaConfig:
             check_url(self.oidc_issuer, "--oidc-issuer")
         if self.issuer_ca is not None and self.jwks_url is None and self.oidc_issuer is None:
             raise ConfigError("--issuer-ca is for keys fetched from a URL: give --oidc-issuer too")
+
+    @property
+    def resources_dir(self) -> Path:
+        """The directory of policies and services."""
+        return self.resources or self.state_dir / RESOURCES_DIR
 
     @property
     def identity(self) -> SpiffeId:

@@ -260,3 +260,9 @@ class CallerUnknown(CaError):
     def __init__(self, failures: Sequence[tuple[str, AuthenticationError]]) -> None:
         self.failures = tuple(failures)
         super().__init__("; ".join(f"{name}: {error}" for name, error in self.failures))
+
+
+class StatusRefused(CaError):
+    """A process of another user asked on the admin socket."""
+
+    reason = "status_refused"

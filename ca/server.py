@@ -13,7 +13,9 @@ from ca.audit import AuditLog
 from ca.bundle_publisher import BundlePublisher
 from ca.bundle_service import BundleService
 from ca.config import CaConfig
+from ca.control_plane import ControlPlane
 from ca.decisions import Decisions
+from ca.discovery.fleet import MAX_PROXIES
 from ca.issued_log import IssuedLog
 from ca.issuers import authenticator_chain, remote_issuers
 from ca.jwt_keys import load_jwt_keys
@@ -27,14 +29,17 @@ from mesh.clock import Now, system_now
 from mesh.errors import ConfigError
 from mesh.grpc import Accept, Limits, Peer, Service, serve_grpc
 from mesh.http_endpoint import Page, serve_pages
+from mesh.keepalive import keep_alive
 from mesh.log import get_logger
 from mesh.tls_stream import TlsStream
 
 _log = get_logger("ca")
 
-LIMITS = Limits(request_timeout=10.0, unanswered_bytes=256 * 1024)
+LIMITS = Limits(request_timeout=10.0, unanswered_bytes=256 * 1024, connections=MAX_PROXIES + 1000)
 """Whoever has not proven an identity can hold a call for ten seconds, and a few CSRs' worth of
-memory: a CSR has at most 64 KiB (MAX_CSR_BYTES), and real ones one."""
+memory: a CSR has at most 64 KiB (MAX_CSR_BYTES), and real ones one. A stream of
+discovery holds a connection as long as its proxy lives; some more are for agents that come and go
+with their certificates."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,6 +73,8 @@ async def serve(
     )
     certificates.register(service)
     BundleService(publisher=publisher, identify=certificates.identify, now=now).register(service)
+    control = ControlPlane(config, certificates.identify, now)
+    control.register(service)
     serving = ServingCertificate(keeper.authority, config.identity, config.server_names, now)
     keeper.on_change(serving.renew)
     listeners = await _listen(config.listen)
@@ -79,6 +86,7 @@ async def serve(
         nursery.start_soon(serving.keep_renewing)
         nursery.start_soon(keeper.run)
         nursery.start_soon(publisher.keep_keys)
+        await nursery.start(control.run)
         await nursery.start(
             partial(serve_grpc, service, listeners, accept=_tls_accept(serving), limits=LIMITS)
         )
@@ -87,14 +95,13 @@ async def serve(
             addresses=[str(address) for address in running.addresses],
             trust_domain=str(config.trust_domain),
             root_cert=str(config.root_cert),
+            resources=str(config.resources_dir),
             signer_not_after=keeper.authority().signer.certificate.not_valid_after_utc.isoformat(),
         )
         task_status.started(running)
 
 
-async def _publish_bundle(
-    config: CaConfig, keeper: AuthorityKeeper, now: Now
-) -> BundlePublisher:
+async def _publish_bundle(config: CaConfig, keeper: AuthorityKeeper, now: Now) -> BundlePublisher:
     keyring = await trio.to_thread.run_sync(load_jwt_keys, config.state_dir, now())
     return BundlePublisher(config.state_dir, lambda: keeper.authority().roots, keyring, now)
 
@@ -135,6 +142,7 @@ def _tls_accept(serving: ServingCertificate) -> Accept:
 
     async def accept(socket: trio.SocketStream) -> tuple[trio.abc.Stream, Peer]:
         address = str(_address(socket.socket.getpeername()))
+        keep_alive(socket)
         stream = TlsStream(socket, serving.session())
         await stream.do_handshake()
         return stream, Peer(address=address, tls=stream.session)

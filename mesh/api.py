@@ -18,6 +18,7 @@ from mesh.protos.spire_server_pb2 import (
     MintJWTSVIDRequest,
     MintJWTSVIDResponse,
 )
+from mesh.protos.status_pb2 import ClientStatusRequest, ClientStatusResponse
 from mesh.protos.workload_pb2 import (
     JWTBundlesRequest,
     JWTBundlesResponse,
@@ -124,5 +125,17 @@ DELTA_AGGREGATED_RESOURCES = Method(
     DeltaDiscoveryResponse,
 )
 """The aggregated discovery service (ADS), incremental: one stream for every type of resource."""
+
 ALL_BUNDLES_RESOURCE = "ALL"
 """SDS: the roots of every trust domain, each for its own (SPIRE; Envoy's SPIFFE validator)."""
+
+DISCOVERY_MESSAGE_BYTES = 64 * 1024 * 1024
+"""Largest message on a discovery stream. The first answer to a proxy that may call everything holds
+the whole registry: ten thousand services take some 5 MiB."""
+
+FETCH_CLIENT_STATUS = Method(
+    "/envoy.service.status.v3.ClientStatusDiscoveryService/FetchClientStatus",
+    ClientStatusRequest,
+    ClientStatusResponse,
+)
+"""Envoy's client status discovery (CSDS): which proxy has which configuration."""

@@ -9,7 +9,19 @@ from typing import Annotated
 import typer
 
 from mesh.errors import ConfigError, RemoraError
-from remora.commands import agent, analyze, ca, capture, check, demo, describe, proxy, token
+from remora.commands import (
+    agent,
+    analyze,
+    ca,
+    capture,
+    check,
+    demo,
+    describe,
+    proxy,
+    proxy_status,
+    resources,
+    token,
+)
 from remora.program import EXIT_BAD_CONFIG, EXIT_FAILURE, complain
 
 app = typer.Typer(
@@ -29,6 +41,10 @@ app.command(name="demo")(demo.demo)
 app.command(name="describe")(describe.describe)
 app.command(name="check")(check.check)
 app.command(name="analyze")(analyze.analyze)
+app.command(name="apply")(resources.apply)
+app.command(name="get")(resources.get)
+app.command(name="delete")(resources.delete)
+app.command(name="proxy-status")(proxy_status.proxy_status)
 
 
 @app.callback(invoke_without_command=True)

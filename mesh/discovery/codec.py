@@ -47,9 +47,10 @@ def encode_resource(resource: Resource, version: str) -> Enveloped:
 def encode_unreadable(refused: Refused, version: str) -> Enveloped:
     """Announce a resource that exists but cannot be read: an envelope without a body.
 
-    Every receiver finds it not understood, and so fails closed.
+    Every receiver finds it not understood, and so fails closed. What has no namespace, as the mesh
+    settings, goes by its bare name.
     """
-    name = f"{refused.namespace}/{refused.name}"
+    name = f"{refused.namespace}/{refused.name}" if refused.namespace else refused.name
     envelope = Envelope()
     envelope.metadata.name = name
     return _wrap(name, version, envelope)

@@ -54,12 +54,15 @@ def read_documents(text: str) -> Iterator[Document]:
         raise ResourceError(
             f"the text has {len(text)} characters, more than the {MAX_TEXT} allowed: split it"
         )
-    for piece, first_line in _pieces(text):
+    for piece, first_line in cut_at_marks(text):
         yield from _read_piece(piece, first_line)
 
 
-def _pieces(text: str) -> Iterator[tuple[str, int]]:
-    """Cut at `---`: YAML lets nothing, not even a block of text, run across that mark."""
+def cut_at_marks(text: str) -> Iterator[tuple[str, int]]:
+    """Cut a text into its documents, each with the line it starts on; together they are the text.
+
+    The cuts are at `---`: YAML lets nothing, not even a block of text, run across that mark.
+    """
     starts = [0, *(match.start() for match in _MARK.finditer(text)), len(text)]
     line = 1
     pending = ""

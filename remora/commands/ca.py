@@ -12,7 +12,7 @@ from mesh.log import LogFormat, LogLevel, configure_logging
 from remora.commands import ca_root
 from remora.options import LogFormatOption, LogLevelOption
 
-app = typer.Typer(no_args_is_help=True, help="The certificate authority.")
+app = typer.Typer(no_args_is_help=True, help="The control plane and its CA.")
 app.add_typer(ca_root.app, name="root")
 
 
@@ -60,14 +60,21 @@ def serve(  # noqa: PLR0913 - one parameter per flag
     metrics_listen: Annotated[
         str | None, typer.Option(metavar="HOST:PORT", help="Serve /metrics there.")
     ] = None,
+    resources: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Policies and services.", show_default="DIR/resources"),
+    ] = None,
     log_format: LogFormatOption = LogFormat.TEXT,
     log_level: LogLevelOption = LogLevel.INFO,
 ) -> None:
-    """Sign certificates for workloads that prove who they are by a token.
+    """Sign certificates for workloads, and send their proxies policy.
 
     The first start makes keys and root in DIR. Agents need DIR/root-cert.pem
     to trust the CA, and a token: from `remora token create`, or from the
     issuers given with --jwks and --oidc-issuer.
+
+    Policies and services are read from YAML files, as they change, and sent
+    to the proxies that they concern.
     """
     from ca.config import CaConfig, parse_rate, parse_trust_domain, split_jwks
     from ca.rate_limit import DEFAULT_PER_IDENTITY, DEFAULT_TOTAL
@@ -97,6 +104,7 @@ def serve(  # noqa: PLR0913 - one parameter per flag
         identity_rate_limit=parse_rate(
             "--identity-rate-limit", identity_rate_limit, DEFAULT_PER_IDENTITY
         ),
+        resources=resources,
     )
     configure_logging(log_format, log_level)
     run_program(functools.partial(serve_ca, config))

@@ -1,0 +1,1 @@
+"""Sending each proxy what concerns it, and knowing who has what."""

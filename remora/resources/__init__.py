@@ -1,0 +1,1 @@
+"""Words, files and tables of the commands that read and write resources."""
