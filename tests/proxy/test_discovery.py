@@ -150,7 +150,6 @@ async def test_after_a_break_only_the_difference_is_sent(folder: Path) -> None:
 async def test_a_control_plane_that_comes_late_is_waited_for(
     folder: Path, mock_clock: trio.testing.MockClock
 ) -> None:
-    autojump_clock.autojump_threshold = 0.05  # the socket is real: what is under way is waited for
     with capture_logs() as lines:
         async with following(folder / "s") as inbox:
             for _ in range(20):
