@@ -105,7 +105,7 @@ async def test_an_envoy_client_is_let_in_or_denied_by_its_identity(
                 await plane.change(*read(STRICT, allow("other")))
                 await acknowledged(plane)
                 assert await exchange_or_reset(sidecar.listen) == b""
-                await logged("rbac_access_denied", lines)
+                await logged(lines, "rbac_access_denied")
             assert await handshakes(envoy, "cluster.forward") == 2
     (line,) = [line for line in lines if line.get("reason") == "rbac_access_denied"]
     assert line["peer_id"] == CLIENT_ID
@@ -129,7 +129,7 @@ async def test_an_open_connection_of_an_envoy_is_closed_by_a_new_policy(
                     await plane.change(*read(STRICT, allow("other")))
                     with suppress(trio.BrokenResourceError):
                         assert await stream.receive_some() == b""
-                    await logged("policy_changed", lines)
+                    await logged(lines, "policy_changed")
 
 
 async def test_an_envoy_without_a_certificate_meets_strict(
@@ -166,7 +166,7 @@ async def test_our_proxy_reaches_an_envoy_by_the_registry_and_no_impostor(
                 await plane.change(*read(service(sidecar.listen, "other")))
                 await acknowledged(plane)
                 assert await exchange_or_reset(port) == b""
-                await logged("wrong_identity", lines)
+                await logged(lines, "wrong_identity")
 
 
 async def acknowledged(plane: ControlPlane) -> None:
