@@ -151,6 +151,10 @@ class TlsContext:
             self._context.add_extra_chain_cert(certificate)
         self._context.use_privatekey(svid.key)
 
+    def demand_1_3(self) -> None:
+        """Speak no TLS version below 1.3."""
+        self._context.set_min_proto_version(SSL.TLS1_3_VERSION)
+
     def trust_the_system(self) -> None:
         """Judge by the roots that the operating system trusts, too."""
         self._context.set_default_verify_paths()

@@ -16,6 +16,7 @@ from mesh.api import MESH_ALPN
 from mesh.bundle import Bundles, TrustBundle
 from mesh.clock import Now
 from mesh.policy.trust_domains import TrustDomains
+from mesh.resources.mesh_config import MeshConfig, TlsProtocol
 from mesh.spiffe import InvalidSpiffeId, SpiffeId, TrustDomain
 from mesh.tls import PeerCheck, TlsContext, TlsSession, client_context, server_context
 from mesh.tls_errors import TlsError
@@ -43,6 +44,7 @@ class _Contexts:
     """Both TLS contexts of one identity: dear to make, so kept until the identity changes."""
 
     identity: Identity
+    config: MeshConfig | None
     domains: TrustDomains | None
     bundles: Bundles
     server: TlsContext
@@ -64,15 +66,15 @@ class MeshTls:
         now: Now,
         *,
         trust_domain_aliases: Collection[TrustDomain] = (),
-        mesh_domains: Callable[[], TrustDomains | None] = lambda: None,
+        mesh_config: Callable[[], MeshConfig | None] = lambda: None,
     ) -> None:
-        """Take the newest identity from `newest`, the trust domains to admit from `mesh_domains`.
+        """Take the newest identity from `newest`, and the mesh settings from `mesh_config`.
 
-        While the mesh settings name none, they are the identity's own and `trust_domain_aliases`.
+        Without those, the identity's own trust domain and `trust_domain_aliases` are admitted.
         """
         self._newest = newest
         self._now = now
-        self._mesh_domains = mesh_domains
+        self._mesh_config = mesh_config
         self._aliases = frozenset(trust_domain_aliases)
         self._cached: _Contexts | None = None
 
@@ -120,22 +122,33 @@ class MeshTls:
         return await shake_hands(stream, session, peer, contexts.describe)
 
     def _contexts(self) -> _Contexts:
-        identity, domains = self._newest(), self._mesh_domains()
+        identity, config = self._newest(), self._mesh_config()
         if identity is None:
             raise NoIdentityYet
         cached = self._cached
-        if cached is None or cached.identity is not identity or cached.domains != domains:
-            svid, bundles = identity.svid, _bundles_for(identity, domains)
-            # Istio: servers look for `istio` among what clients offer, and never select it. Any
-            # other choice would promise an HTTP version for an app whose bytes we do not read.
-            cached = self._cached = _Contexts(
-                identity=identity,
-                domains=domains,
-                bundles=bundles,
-                server=server_context(svid, bundles),
-                client=client_context(bundles, svid=svid, alpn=[MESH_ALPN]),
-            )
+        if cached is None or cached.identity is not identity or cached.config != config:
+            cached = self._cached = _make_contexts(identity, config)
         return cached
+
+
+def _make_contexts(identity: Identity, config: MeshConfig | None) -> _Contexts:
+    domains = None if config is None else TrustDomains.of(config)
+    svid, bundles = identity.svid, _bundles_for(identity, domains)
+    # Istio: servers look for `istio` among what clients offer, and never select it. Any other
+    # choice would promise an HTTP version for an app whose bytes we do not read.
+    server = server_context(svid, bundles)
+    client = client_context(bundles, svid=svid, alpn=[MESH_ALPN])
+    if config is not None and config.mesh_mtls.min_protocol_version is TlsProtocol.TLSV1_3:
+        server.demand_1_3()
+        client.demand_1_3()
+    return _Contexts(
+        identity=identity,
+        config=config,
+        domains=domains,
+        bundles=bundles,
+        server=server,
+        client=client,
+    )
 
 
 def _bundles_for(identity: Identity, domains: TrustDomains | None) -> Bundles:

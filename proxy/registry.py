@@ -10,8 +10,6 @@ from dataclasses import dataclass
 from functools import cached_property
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 
-from msgspec.structs import replace
-
 from mesh.policy.destination import host_matches
 from mesh.policy.outbound import TLS_MODE_LABEL, Endpoint, Service
 from mesh.resources.networking import (
@@ -22,10 +20,12 @@ from mesh.resources.networking import (
     WorkloadEntry,
     WorkloadEntrySpec,
 )
-from mesh.resources.values import Labels, age_order
+from mesh.resources.values import age_order
 from mesh.spiffe import SCHEME
+from proxy.workloads import Workloads
 
 IpAddress = IPv4Address | IPv6Address
+IpNetwork = IPv4Network | IPv6Network
 
 _BY_NAME = frozenset({Resolution.DNS, Resolution.DNS_ROUND_ROBIN})
 
@@ -77,9 +77,7 @@ class Registry:
         self._entries = sorted(
             visible, key=lambda entry: (entry.metadata.namespace != namespace, age_order(entry))
         )
-        self._workloads: dict[str, list[WorkloadEntry]] = {}
-        for workload in sorted(workloads, key=lambda one: one.key):
-            self._workloads.setdefault(workload.metadata.namespace, []).append(workload)
+        self._workloads = Workloads(workloads)
         self._hosts: dict[str, list[tuple[str, ServiceEntry]]] = {}
         for entry in self._entries:
             for host in entry.spec.hosts:
@@ -118,15 +116,30 @@ class Registry:
         return self._endpoints.get((address, port))
 
     def _virtual(self, address: IpAddress) -> Iterator[tuple[int, ServiceEntry]]:
-        for network, entry in self._networks:
+        """Yield whoever has an address, with the length of the prefix that covers it."""
+        single, blocks = self._networks
+        yield from ((address.max_prefixlen, entry) for entry in single.get(address, ()))
+        for network, entry in blocks:
             if address in network:
                 yield network.prefixlen, entry
 
     @cached_property
-    def _networks(self) -> list[tuple[IPv4Network | IPv6Network, ServiceEntry]]:
-        blocks = ((block, entry) for entry in self._entries for block in entry.spec.addresses)
-        parsed = ((_network(block), entry) for block, entry in blocks)
-        return [(network, entry) for network, entry in parsed if network is not None]
+    def _networks(
+        self,
+    ) -> tuple[dict[IpAddress, list[ServiceEntry]], list[tuple[IpNetwork, ServiceEntry]]]:
+        """Sort virtual addresses into single ones, which are most, and blocks."""
+        single: dict[IpAddress, list[ServiceEntry]] = {}
+        blocks: list[tuple[IpNetwork, ServiceEntry]] = []
+        for entry in self._entries:
+            for written in entry.spec.addresses:
+                network = _network(written)
+                if network is None:
+                    continue
+                if network.prefixlen == network.max_prefixlen:
+                    single.setdefault(network.network_address, []).append(entry)
+                else:
+                    blocks.append((network, entry))
+        return single, blocks
 
     @cached_property
     def _endpoints(self) -> dict[tuple[IpAddress, int], tuple[ServiceAt, Instance]]:
@@ -177,19 +190,8 @@ class Registry:
         if selector is None:
             yield from ((namespace, one) for one in entry.spec.endpoints or () if one.address)
             return
-        for workload in self._workloads.get(namespace, ()):
-            spec = _labelled(workload)
-            if spec.address and _covers(selector.labels, spec.labels):
-                yield namespace, spec
-
-
-def _covers(wanted: Labels, labels: Labels) -> bool:
-    return all(labels.get(key) == value for key, value in wanted.items())
-
-
-def _labelled(workload: WorkloadEntry) -> WorkloadEntrySpec:
-    """Return a workload with all its labels. Istio: those of the metadata win."""
-    return replace(workload.spec, labels={**workload.spec.labels, **workload.metadata.labels})
+        for one in self._workloads.selected(namespace, selector.labels):
+            yield namespace, one
 
 
 def _instance(namespace: str, workload: WorkloadEntrySpec, port: ServicePort) -> Instance:
@@ -214,7 +216,7 @@ def _exported(entry: ServiceEntry, namespace: str) -> bool:
     return not exports or "*" in exports or namespace in exports
 
 
-def _network(text: str) -> IPv4Network | IPv6Network | None:
+def _network(text: str) -> IpNetwork | None:
     try:
         return ip_network(text, strict=False)
     except ValueError:

@@ -77,7 +77,7 @@ async def serve(
         lambda: identities.current,
         now,
         trust_domain_aliases=config.trust_domain_aliases,
-        mesh_domains=lambda: policy.view.trust_domains if policy.is_there else None,
+        mesh_config=lambda: policy.view.mesh_config if policy.is_there else None,
     )
     async with trio.open_nursery() as nursery:
         nursery.start_soon(follow_identity, config.agent_socket, secrets, identities, now)

@@ -91,6 +91,11 @@ class View:
     version: str = ""
     router: Router | None = None
 
+    @property
+    def mesh_config(self) -> MeshConfig | None:
+        """The mesh settings that were received, None where there is no control plane."""
+        return None if self.trust_domains is None else self.config
+
     def route(self, destination: Address, subset: str = "") -> Route:
         """Return the way to a destination. Without a registry there is none."""
         if self.router is None:

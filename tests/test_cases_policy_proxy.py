@@ -20,7 +20,7 @@ from mesh.policy.destination import Client
 from mesh.policy.selection import Workload
 from mesh.policy.trust_domains import TrustDomains
 from mesh.resources.values import Resource
-from mesh.spiffe import SpiffeId
+from mesh.spiffe import SpiffeId, TrustDomain
 from mesh.svid import X509Svid
 from mesh.tls import TlsContext, client_context
 from mesh.tls_errors import TlsError
@@ -93,16 +93,22 @@ def policy_of(case: Case, resources: tuple[Resource, ...]) -> LivePolicy:
     return LivePolicy(ViewCompiler(workload).compile(state.received))
 
 
-def server_of(root: Authority, case: Case, policy: LivePolicy) -> Mesh:
-    """Return the proxy of the case's workload, with an identity of the case's trust domain."""
-    domain = read_mesh(case.get("mesh")).trust_domain
-    namespace = case["workload"]["namespace"]
-    made = Mesh(root, SpiffeId.parse(f"spiffe://{domain}/ns/{namespace}/sa/server"))
+def member(root: Authority, identity: str, domain: str, policy: LivePolicy) -> Mesh:
+    """Return a proxy of a mesh whose own trust domain is `domain`."""
+    made = Mesh(root, SpiffeId.parse(identity))
+    roots = root.bundle(domain)[TrustDomain(domain)]
+    own = SpiffeId.parse(identity).trust_domain
     made.current = Identity(
-        svid=root.issue(f"spiffe://{domain}/ns/{namespace}/sa/server"), bundles=root.bundle(domain)
+        svid=root.issue(identity), bundles={**root.bundle(str(own)), TrustDomain(domain): roots}
     )
     made.follow(policy)
     return made
+
+
+def server_of(root: Authority, case: Case, policy: LivePolicy) -> Mesh:
+    """Return the proxy of the case's workload, with an identity of the case's trust domain."""
+    domain, namespace = read_mesh(case.get("mesh")).trust_domain, case["workload"]["namespace"]
+    return member(root, f"spiffe://{domain}/ns/{namespace}/sa/server", domain, policy)
 
 
 def handler_of(mesh: Mesh, policy: LivePolicy, port: int) -> Handler:
@@ -234,13 +240,9 @@ async def test_server_certificates_fare_as_with_istio(
 ) -> None:
     config = read_mesh(case.get("mesh"))
     domains = TrustDomains.of(config)
-    client, server = Mesh(root, SpiffeId.parse(f"spiffe://{config.trust_domain}/x")), None
-    client.current = Identity(
-        svid=root.issue(f"spiffe://{config.trust_domain}/x"),
-        bundles=root.bundle(config.trust_domain),
-    )
-    client.follow(policy_of({**case, "workload": {"namespace": "x"}}, ()))
-    server = Mesh(root, SpiffeId.parse(call["presented"]))
+    policy = policy_of({**case, "workload": {"namespace": "x"}}, ())
+    client = member(root, f"spiffe://{config.trust_domain}/ns/x/sa/x", config.trust_domain, policy)
+    server = member(root, call["presented"], config.trust_domain, policy)
     near, far = await tcp_pair()
     accepted = False
 
@@ -258,9 +260,9 @@ async def test_server_certificates_fare_as_with_istio(
                 peer="the server",
             )
             accepted = True
-        near.socket.close()
-        far.socket.close()
         nursery.cancel_scope.cancel()
+    near.socket.close()
+    far.socket.close()
     assert accepted == call["expect"]["accepted"]
 
 

@@ -125,7 +125,7 @@ async def test_an_open_connection_of_an_envoy_is_closed_by_a_new_policy(
             async with await trio.open_tcp_stream("127.0.0.1", sidecar.listen) as stream:
                 await stream.send_all(b"before")
                 assert await stream.receive_some() == b"before"
-                with capture_logs() as lines, trio.fail_after(5):
+                with capture_logs() as lines, trio.fail_after(30):
                     await plane.change(*read(STRICT, allow("other")))
                     with suppress(trio.BrokenResourceError):
                         assert await stream.receive_some() == b""
@@ -171,6 +171,6 @@ async def test_our_proxy_reaches_an_envoy_by_the_registry_and_no_impostor(
 
 async def acknowledged(plane: ControlPlane) -> None:
     """Wait until everything that was sent is in force."""
-    with trio.fail_after(5):
+    with trio.fail_after(30):
         while len(plane.acks) < plane.responses:  # noqa: ASYNC110 - the fake has no event for it
             await trio.sleep(0.005)

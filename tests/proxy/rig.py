@@ -48,7 +48,7 @@ class Mesh:
         self.tls = MeshTls(
             lambda: self.current,
             lambda: self.time,
-            mesh_domains=lambda: self.policy.view.trust_domains if self.policy else None,
+            mesh_config=lambda: self.policy.view.mesh_config if self.policy else None,
         )
 
     def follow(self, policy: LivePolicy) -> None:

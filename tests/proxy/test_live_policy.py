@@ -7,9 +7,10 @@ from collections.abc import Callable
 import pytest
 import trio
 import trio.testing
+from OpenSSL import SSL
 from structlog.testing import capture_logs
 
-from mesh.resources.mesh_config import MeshConfig
+from mesh.resources.mesh_config import MeshConfig, MeshTls, TlsProtocol
 from mesh.spiffe import SpiffeId
 from mesh.tls_errors import TlsError
 from mesh.tls_stream import TlsStream
@@ -120,6 +121,24 @@ async def test_the_mesh_settings_decide_which_trust_domains_may_call(mesh: Mesh)
         stream = await dial_tls(way.port, client(mesh.root, svid=svid))
         assert await round_trip(stream, b"hello") == b"hello"
         await stream.aclose()
+
+
+@pytest.mark.parametrize("least", [TlsProtocol.TLS_AUTO, TlsProtocol.TLSV1_3])
+async def test_the_mesh_settings_may_demand_tls_1_3(mesh: Mesh, least: TlsProtocol) -> None:
+    old = client(mesh.root)
+    old._context.set_max_proto_version(SSL.TLS1_2_VERSION)
+    settings = MeshConfig(mesh_mtls=MeshTls(min_protocol_version=least))
+    policy = LivePolicy(view_of(config=settings))
+    mesh.follow(policy)
+    async with app_on() as app, door(inbound(mesh, policy, app)) as way:
+        if least is TlsProtocol.TLSV1_3:
+            with pytest.raises(TlsError):
+                await dial_tls(way.port, old)
+            assert (await way.line())["reason"] == "tls_no_common_version"
+        else:
+            stream = await dial_tls(way.port, old)
+            assert await round_trip(stream, b"hello") == b"hello"
+            await stream.aclose()
 
 
 async def test_audit_and_dry_run_are_logged_and_change_nothing(mesh: Mesh) -> None:
