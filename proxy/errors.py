@@ -19,7 +19,14 @@ from mesh.tls_errors import (
     TlsPeerWithoutCertificate,
     TlsTruncated,
 )
-from mesh.verify import PeerExpired, PeerInvalid, PeerNotTrusted, PeerNotYetValid, PeerRejected
+from mesh.verify import (
+    PeerExpired,
+    PeerInvalid,
+    PeerNotTrusted,
+    PeerNotYetValid,
+    PeerRejected,
+    PeerRevoked,
+)
 
 
 class ConnectionFailed(RemoraError):
@@ -211,6 +218,12 @@ class UntrustedPeer(HandshakeFailed):
     reason = "peer_not_trusted"
 
 
+class RevokedPeer(HandshakeFailed):
+    """The peer's certificate, or one above it, was revoked."""
+
+    reason = "peer_revoked"
+
+
 class ExpiredPeer(HandshakeFailed):
     """The peer's certificate, or one above it, has expired."""
 
@@ -282,6 +295,15 @@ class RelayBroken(ConnectionFailed):
     reason = "relay_broken"
 
 
+class PeerRevokedMeanwhile(RelayBroken):
+    """The peer's certificate was revoked while the connection was open, which ended it."""
+
+    reason = "peer_revoked_meanwhile"
+
+    def __init__(self, peer: str, cause: PeerRevoked) -> None:
+        super().__init__(f"closed the connection with peer {peer}: {cause}")
+
+
 class AppReset(RelayBroken):
     """The app's side of the connection was reset."""
 
@@ -325,6 +347,7 @@ _LEAVES: dict[type[RemoraError], type[HandshakeFailed]] = {
     TlsAlert: RefusedByPeer,
     PeerNotTrusted: UntrustedPeer,
     PeerExpired: ExpiredPeer,
+    PeerRevoked: RevokedPeer,
     PeerNotYetValid: NotYetValidPeer,
     PeerInvalid: InvalidPeer,
 }

@@ -31,6 +31,7 @@ from proxy.errors import (
     handshake_failure,
 )
 from proxy.identity import Identity
+from proxy.open_peers import OpenPeers
 from proxy.policy_errors import outside_the_mesh
 from proxy.socket_options import reset, wait_delivered
 
@@ -57,7 +58,7 @@ class _Contexts:
 class MeshTls:
     """Shakes hands with mesh peers, with whatever identity is the newest at that moment.
 
-    Open connections keep the certificate they began with.
+    Open connections keep the certificate they began with; `open` holds them against revocations.
     """
 
     def __init__(
@@ -77,6 +78,7 @@ class MeshTls:
         self._mesh_config = mesh_config
         self._aliases = frozenset(trust_domain_aliases)
         self._cached: _Contexts | None = None
+        self.open = OpenPeers(lambda: self._contexts().bundles)
 
     @property
     def own_id(self) -> SpiffeId:
@@ -155,13 +157,13 @@ def _bundles_for(identity: Identity, domains: TrustDomains | None) -> Bundles:
     """Let the mesh's roots speak for every trust domain that the mesh settings name."""
     if domains is None:
         return identity.bundles
-    roots = identity.bundles[identity.svid.id.trust_domain].authorities
+    own = identity.bundles[identity.svid.id.trust_domain]
     bundles = dict(identity.bundles)
     for name in domains.names:
         # A name that is none of SPIFFE's can be in nobody's certificate.
         with suppress(InvalidSpiffeId):
             domain = TrustDomain(name)
-            bundles.setdefault(domain, TrustBundle.of(domain, roots))
+            bundles.setdefault(domain, TrustBundle.of(domain, own.authorities, own.revoked))
     return bundles
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import trio
@@ -27,6 +28,11 @@ class IdentityStore:
     def __init__(self) -> None:
         self._current: Identity | None = None
         self._there = trio.Event()
+        self._on_publish: list[Callable[[], None]] = []
+
+    def on_publish(self, call: Callable[[], None]) -> None:
+        """Let `call` be called after every publication."""
+        self._on_publish.append(call)
 
     @property
     def current(self) -> Identity | None:
@@ -37,6 +43,8 @@ class IdentityStore:
         """Replace the identity: for new handshakes only, open connections have theirs."""
         self._current = identity
         self._there.set()
+        for call in self._on_publish:
+            call()
 
     async def ready(self) -> Identity:
         """Wait for the first identity, and return the newest."""

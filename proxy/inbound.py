@@ -84,7 +84,8 @@ class InboundHandler:
         tune(stream)
         with self._policy.admit(self._known(stream, connection.source)) as tracked:
             leg = await self._secure(stream, connection, tracked)
-            return await relay(await self._dial_app(connection), leg)
+            with self._tls.open.hold(leg, connection.source):
+                return await relay(await self._dial_app(connection), leg)
 
     def _known(self, stream: trio.SocketStream, peer: str) -> Known:
         """Collect what the kernel tells. Istio: policies know the workload by its own address.

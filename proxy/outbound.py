@@ -38,7 +38,8 @@ class OutboundHandler:
         else:
             way = self._outward.reach(connection, self._port.destination)
         async with way as leg:
-            return await relay(stream, leg)
+            with self._outward.hold(leg, connection):
+                return await relay(stream, leg)
 
 
 def fixed_route(port: Outbound) -> Route | None:

@@ -7,7 +7,7 @@ anything twice, and when none will do the app is reset: there is no fallback to 
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager
+from contextlib import AbstractContextManager, asynccontextmanager
 
 import trio
 
@@ -92,6 +92,10 @@ class Outward:
                     return
             tried.append(candidate)
         raise failure or NoEndpoints(f"{route.name} has no endpoints")
+
+    def hold(self, leg: Leg, connection: Connection) -> AbstractContextManager[None]:
+        """Keep a way open for a block, which ends if the peer is revoked; see OpenPeers.hold."""
+        return self._tls.open.hold(leg, connection.endpoint or connection.target)
 
     def _next(self, way: Forward, tried: list[Candidate]) -> Candidate | None:
         return None if len(tried) >= MAX_ENDPOINTS else self._balancer.choose(way, tried)

@@ -122,7 +122,8 @@ def _svid(secret: Secret) -> X509Svid:
 
 
 def _roots(secret: Secret) -> bytes:
-    pem = _inline(secret.validation_context.trusted_ca)
+    context = secret.validation_context
+    pem = _inline(context.trusted_ca) + _inline(context.crl)
     try:
         TrustBundle.from_pem(TrustDomain("any"), pem)
     except InvalidBundle as error:

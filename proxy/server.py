@@ -79,6 +79,7 @@ async def serve(
         trust_domain_aliases=config.trust_domain_aliases,
         mesh_config=lambda: policy.view.mesh_config if policy.is_there else None,
     )
+    identities.on_publish(tls.open.judge)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(follow_identity, config.agent_socket, secrets, identities, now)
         try:
