@@ -177,6 +177,7 @@ async def running_with(configuration: Json, folder: Path) -> AsyncIterator[Envoy
     command = [
         *(executable(), "-c", str(config), "--concurrency", "1", "--use-dynamic-base-id"),
         *("--admin-address-path", str(admin_file), "--log-path", str(log), "-l", "info"),
+        *("--file-flush-interval-msec", "50"),
     ]
     # Not trio's: Envoy asks to be terminated when the thread that started it ends, and trio starts
     # processes from worker threads, which end after some idle seconds.

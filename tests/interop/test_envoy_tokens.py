@@ -31,8 +31,7 @@ from tests.token_makers import by_hand, jwks, section, token
 pytestmark = pytest.mark.e2e
 
 HOST = "b.ns1"
-NOW = int(system_now().timestamp())
-GOOD = token({"iss": "one", "sub": "me", "exp": NOW + 1000})
+GOOD = token({"iss": "one", "sub": "me"})
 OTHER = token({"iss": "two", "sub": "you"}, "key-2")
 EXPIRED = token({"iss": "one", "exp": 1})
 ONE: Json = {"issuer": "one", "jwks": jwks("key-1")}
@@ -88,8 +87,14 @@ def bearers() -> Iterator[str]:
     ):  # fmt: skip
         yield by_hand(RS256, claims)
     yield f"{section(RS256)}.{section({})}.!"
+
+
+def times() -> Iterator[str]:
+    """Yield tokens that are good or bad at this moment."""
+    now = int(system_now().timestamp())
     for claims in (
-        {"exp": NOW - 30}, {"exp": NOW - 90}, {"nbf": NOW + 30}, {"nbf": NOW + 90}, {"exp": 0},
+        {"exp": now + 1000}, {"exp": now - 30}, {"exp": now - 90}, {"exp": 0},
+        {"nbf": now + 30}, {"nbf": now + 90},
     ):  # fmt: skip
         yield token({"iss": "one", **claims})
 
@@ -150,12 +155,10 @@ def outputs() -> Iterator[Scenario]:
         yield ask(ONE, method="OPTIONS", authorization=f"Bearer {EXPIRED}", **headers)
 
 
-SCENARIOS = [
-    *(ask(ONE, authorization=f"Bearer {text}") for text in bearers()),
-    *places(),
-    *several(),
-    *outputs(),
-]
+def scenarios() -> list[Scenario]:
+    texts = (*bearers(), *times())
+    with_bearer = (ask(ONE, authorization=f"Bearer {text}") for text in texts)
+    return [*with_bearer, *places(), *several(), *outputs()]
 
 
 def target(index: int, scenario: Scenario) -> str:
@@ -182,10 +185,10 @@ def provider(rule: Json) -> Json:
     }
 
 
-def token_filter() -> Json:
+def token_filter(found: Sequence[Scenario]) -> Json:
     providers: Json = {}
     rules: list[Json] = []
-    for index, scenario in enumerate(SCENARIOS):
+    for index, scenario in enumerate(found):
         ordered = sorted(scenario.rules, key=lambda rule: str(rule["issuer"]))
         named = {f"{index}-{number}": provider(rule) for number, rule in enumerate(ordered)}
         providers |= named
@@ -207,8 +210,8 @@ def typed(name: str, kind: str, **config: Any) -> Json:
     return {"name": name, "typed_config": {"@type": path, **config}}
 
 
-def configuration(listen: int, forward: int) -> Json:
-    authn = typed("authn", "http.jwt_authn.v3.JwtAuthentication", **token_filter())
+def configuration(found: Sequence[Scenario], listen: int, forward: int) -> Json:
+    authn = typed("authn", "http.jwt_authn.v3.JwtAuthentication", **token_filter(found))
     manager = typed(
         "http",
         "network.http_connection_manager.v3.HttpConnectionManager",
@@ -299,7 +302,9 @@ def our_answer(index: int, scenario: Scenario) -> Answer:
     policy = resource("RequestAuthentication", "jwt", {"jwtRules": list(scenario.rules)})
     assert isinstance(policy, RequestAuthentication)
     request = HttpRequest.of(scenario.method, target(index, scenario), HOST, scenario.lines)
-    outcome = RequestAuthenticator([policy], lambda _rule: None).authenticate(request, NOW)
+    outcome = RequestAuthenticator([policy], lambda _rule: None).authenticate(
+        request, system_now().timestamp()
+    )
     if isinstance(outcome, Refused):
         return outcome.status, outcome.body, outcome.www_authenticate
     headers = outcome.request.headers.items()
@@ -311,9 +316,9 @@ def our_answer(index: int, scenario: Scenario) -> Answer:
 
 
 async def test_tokens_are_judged_as_envoy_judges_them() -> None:
-    port = free_port()
+    port, found = free_port(), scenarios()
     with tempfile.TemporaryDirectory(prefix="remora-") as folder, app() as forward:
-        async with running_with(configuration(port, forward), Path(folder)):
-            for index, scenario in enumerate(SCENARIOS):
+        async with running_with(configuration(found, port, forward), Path(folder)):
+            for index, scenario in enumerate(found):
                 theirs = await trio.to_thread.run_sync(envoys_answer, port, index, scenario)
                 assert our_answer(index, scenario) == theirs, scenario
