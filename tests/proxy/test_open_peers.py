@@ -6,7 +6,7 @@ import pytest
 import trio
 
 from mesh.bundle import TrustBundle
-from mesh.policy.trust_domains import TrustDomains
+from mesh.resources.mesh_config import MeshConfig
 from mesh.svid import X509Svid
 from mesh.tls import TlsContext
 from mesh.tls_errors import TlsError
@@ -130,8 +130,8 @@ async def test_an_alias_of_the_trust_domain_is_held_to_the_same_lists() -> None:
     (own,) = mesh.current.bundles.values()
     bundle = replace(own, revoked=(revocation_list(root, bad.serial),))
     mesh.current = Identity(svid=mesh.current.svid, bundles={own.trust_domain: bundle})
-    domains = TrustDomains(("cluster.local", "old.name"))
-    mesh.tls = MeshTls(lambda: mesh.current, lambda: mesh.time, mesh_domains=lambda: domains)
+    config = MeshConfig(trust_domain_aliases=("old.name",))
+    mesh.tls = MeshTls(lambda: mesh.current, lambda: mesh.time, mesh_config=lambda: config)
     async with app_on() as app, door(inbound(mesh, STRICT, app)) as way:
         await is_refused(way.port, client(root, svid=bad))
         assert (await way.line())["reason"] == "peer_revoked"
