@@ -93,7 +93,8 @@ class DiscoveryState:
     def __init__(self, node: ProxyNode, hosts: Iterable[str] | None = None) -> None:
         self._node = node
         self._hosts = (EVERYTHING,) if hosts is None else tuple(sorted(set(hosts)))
-        asked = SUBSCRIBED if self._hosts else POLICY_TYPES
+        own_entry = (URL_OF[WorkloadEntry],) if node.group else ()
+        asked = SUBSCRIBED if self._hosts else POLICY_TYPES + own_entry
         self._types = {url: _Type() for url in asked}
         self._version = ""
         self._received = Received()

@@ -33,7 +33,7 @@ from proxy.received import Received
 from proxy.sds import follow_identity, node_id
 from proxy.sds_state import SecretsState
 from proxy.socket_options import set_transparent
-from proxy.view import ViewCompiler, fixed_view
+from proxy.view import Registered, ViewCompiler, fixed_view
 
 log = get_logger("proxy")
 
@@ -111,7 +111,8 @@ async def _await_policy(
         log.info("waiting for a certificate from the agent", socket=str(config.agent_socket))
     identity = await identities.ready()
     node = node_for(discovery, identity.svid.id)
-    compiler = ViewCompiler(Workload(namespace=node.namespace, labels=node.labels))
+    registered = Registered(group=node.group, addresses=node.addresses) if node.group else None
+    compiler = ViewCompiler(Workload(namespace=node.namespace, labels=node.labels), registered)
 
     def publish(received: Received) -> None:
         policy.publish(compiler.compile(received))

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from mesh.address import Address
+from mesh.discovery.node import GROUP_ANNOTATION
 from mesh.policy.authorization import Authorization, providers_of
 from mesh.policy.destination import Client
 from mesh.policy.peer_authentication import EffectiveModes, PeerAuthentications
@@ -19,6 +20,7 @@ from mesh.policy.selection import Workload, applicable
 from mesh.policy.trust_domains import TrustDomains
 from mesh.resources.checks import go_duration
 from mesh.resources.mesh_config import MeshConfig
+from mesh.resources.networking import WorkloadEntry
 from mesh.resources.security import AuthorizationPolicy
 from proxy.mode import MtlsMode
 from proxy.received import Received
@@ -115,6 +117,26 @@ class View:
         return nanoseconds / 1e9 or math.inf
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Registered:
+    """How a workload that registered under a WorkloadGroup finds its own entry."""
+
+    group: str
+    addresses: tuple[str, ...]
+
+    def find(self, received: Received, namespace: str) -> WorkloadEntry | None:
+        """Return the entry, None if the control plane did not send it."""
+        for entry in received.workload_entries:
+            made_from = entry.metadata.annotations.get(GROUP_ANNOTATION)
+            if (
+                made_from == self.group
+                and entry.metadata.namespace == namespace
+                and entry.spec.address in self.addresses
+            ):
+                return entry
+        return None
+
+
 def fixed_view(mode: MtlsMode) -> View:
     """Return the view of a port without a control plane: the mode of its flag, no policies."""
     return View(modes=FixedMode(mode), authorization=Authorization(()))
@@ -123,7 +145,9 @@ def fixed_view(mode: MtlsMode) -> View:
 class ViewCompiler:
     """Makes views of what is received, reusing what the last one was made of."""
 
-    def __init__(self, workload: Workload) -> None:
+    def __init__(self, workload: Workload, registered: Registered | None = None) -> None:
+        """Take the workload by its own labels; one that is `registered` has those of its entry."""
+        self._registered = registered
         self._workload = workload
         self._client = Client(namespace=workload.namespace, labels=workload.labels)
         self._received: Received | None = None
@@ -134,21 +158,38 @@ class ViewCompiler:
         """Return the view of `received`."""
         last, view = self._received, self._view
         config = received.config or DEFAULTS
+        unread = [str(one) for one in received.unread if one.kind in DENYING]
+        known = self._relabel(received, unread)
         same_mesh = last is not None and view is not None and view.config == config
-        if not same_mesh:
+        if not same_mesh or not known:
             self._compiled.clear()
             last = view = None
         made = View(
             modes=self._modes(received, config, last, view),
             authorization=self._authorization(received, config, last, view),
             trust_domains=TrustDomains.of(config),
-            unread=tuple(str(one) for one in received.unread if one.kind in DENYING),
+            unread=tuple(unread),
             config=config,
             version=received.version,
             router=self._router(received, last, view),
         )
         self._received, self._view = received, made
         return made
+
+    def _relabel(self, received: Received, unread: list[str]) -> bool:
+        """Take over the labels of the workload's entry; tell whether they are as before."""
+        if self._registered is None:
+            return True
+        entry = self._registered.find(received, self._workload.namespace)
+        if entry is None:
+            unread.append(f"WorkloadEntry of the group {self._registered.group}")
+            return True
+        before, self._workload = (
+            self._workload,
+            Workload(namespace=self._workload.namespace, labels=entry.spec.labels),
+        )
+        self._client = Client(namespace=before.namespace, labels=entry.spec.labels)
+        return before == self._workload
 
     def _modes(
         self, received: Received, config: MeshConfig, last: Received | None, view: View | None

@@ -44,8 +44,8 @@ class Registrar:
             async for name in self._left:
                 nursery.start_soon(self._remove_later, name, self._owners.get(name))
 
-    async def register(self, node: ProxyNode) -> tuple[str, object]:
-        """Put a proxy's entry in force; return its name and what to `leave` with.
+    async def register(self, node: ProxyNode) -> tuple[WorkloadEntry, object]:
+        """Put a proxy's entry in force; return it, and what to `leave` with.
 
         Raises NodeRefused.
         """
@@ -66,7 +66,7 @@ class Registrar:
             self._entries[entry.key] = entry
             await self._store.put(entry.key, entry)
         _log.info("workload registered", entry=entry.key, address=entry.spec.address)
-        return entry.key, owner
+        return entry, owner
 
     def leave(self, name: str, owner: object) -> None:
         """Say that a proxy has gone; if it has not come back by then, its entry goes too."""

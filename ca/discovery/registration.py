@@ -6,7 +6,7 @@ import re
 from datetime import datetime, timedelta
 
 from ca.discovery.errors import NodeRefused
-from mesh.discovery.node import ProxyNode
+from mesh.discovery.node import GROUP_ANNOTATION, ProxyNode
 from mesh.policy.outbound import TLS_MODE_LABEL
 from mesh.resources.checks import MAX_NAME
 from mesh.resources.networking import WorkloadEntry, WorkloadEntrySpec, WorkloadGroup
@@ -15,9 +15,8 @@ from mesh.resources.values import Metadata
 GRACE = timedelta(seconds=10)
 """Istio: PILOT_WORKLOAD_ENTRY_GRACE_PERIOD, how long an entry outlives its proxy's connection."""
 
-GROUP_ANNOTATION = "istio.io/autoRegistrationGroup"
 CONNECTED_ANNOTATION = "istio.io/connectedAt"
-"""Istio: on entries that were made by registration."""
+"""Istio: on entries that were made by registration, since when."""
 
 _NOT_IN_NAMES = re.compile(r"[^a-z0-9.-]+")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import secrets
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
+from dataclasses import replace
 
 import trio
 
@@ -75,9 +76,9 @@ class DiscoveryService:
         first = await _first_request(call)
         try:
             node = _node_of(first, caller)
-            async with self._registered(node) as own:
+            async with self._registered(node) as (own, known):
                 client = Client(
-                    node, first.node, own=own, peer=call.peer.address, since=self._now()
+                    known, first.node, own=own, peer=call.peer.address, since=self._now()
                 )
                 with self._fleet.connected(client):
                     await self._converse(call, client, first)
@@ -94,16 +95,20 @@ class DiscoveryService:
             raise GrpcError(code, str(refused)) from refused
 
     @asynccontextmanager
-    async def _registered(self, node: ProxyNode) -> AsyncGenerator[str]:
-        """Keep the proxy's WorkloadEntry for the block, if it wants one, and yield its name."""
+    async def _registered(self, node: ProxyNode) -> AsyncGenerator[tuple[str, ProxyNode]]:
+        """Keep the proxy's WorkloadEntry for the block, if it wants one.
+
+        Yields the entry's name, and the node with all labels that policies may select it by.
+        Istio: a workload's labels are those of its entry.
+        """
         if not node.group:
-            yield ""
+            yield "", node
             return
-        name, owner = await self._registrar.register(node)
+        entry, owner = await self._registrar.register(node)
         try:
-            yield name
+            yield entry.key, replace(node, labels=entry.spec.labels)
         finally:
-            self._registrar.leave(name, owner)
+            self._registrar.leave(entry.key, owner)
 
     async def _converse(self, call: Call, client: Client, first: DeltaDiscoveryRequest) -> None:
         _log.info("proxy connected", node=client.node.id, peer=client.peer)

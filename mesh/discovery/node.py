@@ -16,6 +16,10 @@ from mesh.discovery.errors import BadNode
 from mesh.protos.discovery_pb2 import Node
 from mesh.resources.values import Labels
 
+GROUP_ANNOTATION = "istio.io/autoRegistrationGroup"
+"""Istio: on a WorkloadEntry that a proxy was registered as, its group. Such an entry says by which
+labels policies select the workload; without one the proxy's own labels do."""
+
 MAX_LABELS = 256
 """Istio: labels of a workload."""
 

@@ -141,7 +141,8 @@ async def test_a_mesh_of_real_programs(folder: Path, nursery: trio.Nursery) -> N
     way_in, way_out = free_port(), free_port()
     server = (
         *("--inbound", f"127.0.0.1:{way_in}=127.0.0.1:{app}", "--address", "127.0.0.1"),
-        *("--workload-group", "httpbin", "--label", "app=httpbin", "--name", "httpbin-1"),
+        # Its label app=httpbin, by which a policy selects it, is its group's.
+        *("--workload-group", "httpbin", "--name", "httpbin-1"),
         *("--state-dir", str(folder / "kept")),
     )
     client = ("--outbound", f"127.0.0.1:{way_out}=httpbin.test:80", "--name", "sleep-1")

@@ -5,20 +5,24 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 from datetime import timedelta
+from ipaddress import ip_address
 
 import pytest
 
 from mesh.discovery.codec import encode_resource, encode_unreadable
+from mesh.discovery.node import ProxyNode
 from mesh.discovery.types import URL_OF
+from mesh.policy.facts import Connection
 from mesh.policy.rules import compile_policy
 from mesh.policy.selection import Workload
 from mesh.resources.mesh_config import MeshConfig
-from mesh.resources.networking import ServiceEntry
+from mesh.resources.networking import ServiceEntry, WorkloadEntry
 from mesh.resources.problem import Refused
 from mesh.resources.security import AuthorizationPolicy, PeerAuthentication
+from proxy.discovery_state import DiscoveryState
 from proxy.mode import MtlsMode
 from proxy.received import Received
-from proxy.view import PortMode, ViewCompiler, fixed_view
+from proxy.view import PortMode, Registered, ViewCompiler, fixed_view
 from tests.proxy.control import NODE, resources, respond, told
 
 WORKLOAD = Workload(namespace=NODE.namespace, labels=NODE.labels)
@@ -138,3 +142,77 @@ def test_the_detection_timeout_is_the_mesh_settings(
 ) -> None:
     received = replace(Received(), config=MeshConfig(protocol_detection_timeout=written))
     assert ViewCompiler(WORKLOAD).compile(received).detect_timeout == seconds
+
+
+REGISTERED = Registered(group="web", addresses=("10.0.0.1",))
+
+ENTRY = """
+apiVersion: networking.istio.io/v1
+kind: WorkloadEntry
+metadata:
+  name: web-10.0.0.1
+  namespace: foo
+  annotations: {istio.io/autoRegistrationGroup: GROUP}
+spec: {address: ADDRESS, labels: {app: httpbin, team: a}, serviceAccount: httpbin}
+"""
+
+OF_THE_TEAM = """
+apiVersion: security.istio.io/v1
+kind: AuthorizationPolicy
+metadata: {name: deny, namespace: foo}
+spec:
+  selector: {matchLabels: {team: TEAM}}
+  action: DENY
+  rules: [{}]
+---
+apiVersion: security.istio.io/v1
+kind: PeerAuthentication
+metadata: {name: strict, namespace: foo}
+spec: {selector: {matchLabels: {team: TEAM}}, mtls: {mode: STRICT}}
+"""
+
+ANYBODY = Connection(
+    peer=None,
+    source_ip=ip_address("10.0.0.9"),
+    destination_ip=ip_address("10.0.0.1"),
+    destination_port=80,
+)
+
+
+def own_entry(group: str = "web", address: str = "10.0.0.1", team: str = "a") -> str:
+    text = ENTRY.replace("GROUP", group).replace("ADDRESS", address)
+    return text.replace("team: a", f"team: {team}")
+
+
+@pytest.mark.parametrize("team", ["a", "b"])
+def test_a_registered_workload_is_selected_by_the_labels_of_its_entry(team: str) -> None:
+    """A policy for a label of the group must not be missed, whatever the proxy's own flags say."""
+    text = own_entry() + "---" + OF_THE_TEAM.replace("TEAM", team)
+    view = ViewCompiler(WORKLOAD, REGISTERED).compile(told(*resources(text)).received)
+    assert view.unread == ()
+    assert view.authorization.decide(ANYBODY).allowed is (team == "b")
+    assert (view.modes.of_port(80).mode is MtlsMode.STRICT) is (team == "a")
+
+
+def test_labels_that_change_are_taken_over() -> None:
+    compiler = ViewCompiler(WORKLOAD, REGISTERED)
+    policy = OF_THE_TEAM.replace("TEAM", "b")
+    before = compiler.compile(told(*resources(own_entry() + "---" + policy)).received)
+    assert before.authorization.decide(ANYBODY).allowed
+    after = compiler.compile(told(*resources(own_entry(team="b") + "---" + policy)).received)
+    assert not after.authorization.decide(ANYBODY).allowed
+    assert after.modes.of_port(80).mode is MtlsMode.STRICT
+
+
+@pytest.mark.parametrize(("group", "address"), [("other", "10.0.0.1"), ("web", "10.0.0.2")])
+def test_without_its_entry_a_registered_workload_lets_nobody_in(group: str, address: str) -> None:
+    received = told(*resources(own_entry(group, address))).received
+    view = ViewCompiler(WORKLOAD, REGISTERED).compile(received)
+    assert view.unread == ("WorkloadEntry of the group web",)
+
+
+def test_a_proxy_that_registers_asks_for_its_entry_even_if_it_calls_nobody() -> None:
+    def asked(node: ProxyNode) -> set[str]:
+        return {request.type_url for request in DiscoveryState(node, ()).subscribe()}
+
+    assert asked(replace(NODE, group="web")) - asked(NODE) == {URL_OF[WorkloadEntry]}
