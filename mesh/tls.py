@@ -262,6 +262,11 @@ class TlsSession:
         except SSL.Error:
             return
 
+    def release(self) -> SSL.Connection:
+        """Give the connection to somebody who does its I/O; no bytes go through here any more."""
+        self._failure = self._failure or TlsClosed("the session was given to somebody else")
+        return self._connection
+
     def _check_failure(self) -> None:
         # OpenSSL reports a fatal error in full only once, and what it says later misleads.
         if self._failure is not None:

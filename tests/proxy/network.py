@@ -39,11 +39,13 @@ async def tcp_pair() -> tuple[trio.SocketStream, trio.SocketStream]:
 
 
 async def tls_over(
-    near: trio.SocketStream, far: trio.SocketStream, root: Authority
+    near: trio.SocketStream, far: trio.SocketStream, root: Authority, *, version: int | None = None
 ) -> tuple[TlsStream, TlsStream]:
-    """Mutual TLS between two ends: client at `near`, server at `far`."""
+    """Mutual TLS between two ends, of `version` at most: client at `near`, server at `far`."""
     client = client_context(root.bundle(), svid=root.issue(str(CLIENT_ID)), alpn=[b"istio"])
     server = server_context(root.issue(str(SERVER_ID)), root.bundle(), alpn=[b"istio"])
+    if version is not None:
+        server._context.set_max_proto_version(version)
     client_end = TlsStream(near, client.session(NOW))
     server_end = TlsStream(far, server.session(NOW))
     async with trio.open_nursery() as nursery:
