@@ -77,6 +77,7 @@ _NAMES = (
     "SSL_MODE_ENABLE_PARTIAL_WRITE",
 )
 
+_of_context = attrgetter("_context")
 _of_connection = attrgetter("_ssl", "_into_ssl", "_from_ssl")
 
 
@@ -110,6 +111,12 @@ _ssl_write: Any = getattr(_lib, "SSL_write", None)
 def clear_errors() -> None:
     """Forget what any earlier call left in OpenSSL's error queue: SSL_get_error looks there."""
     _lib.ERR_clear_error()
+
+
+def prefer_groups(context: SSL.Context, groups: bytes) -> None:
+    """Set the groups of the key exchange; without the private name, OpenSSL's own remain."""
+    if hasattr(_lib, "SSL_CTX_set1_curves_list") and hasattr(context, "_context"):
+        _lib.SSL_CTX_set1_curves_list(_of_context(context), groups)
 
 
 class Scratch:
@@ -173,14 +180,16 @@ class NativeTls:
         """What the kernel did not take: ciphertext in bulk mode, else what to repeat in clear."""
         self.wants_write = False
         """Reading cannot go on before something can be written."""
-        self.bulk = True
+        self.bulk = given is not None
         """Bytes go through memory instead of by the descriptor."""
-        self._given = bool(_lib.BIO_get_mem_data(given, _ffi.new("char **")))
-        for name in ("_into_ssl", "_from_ssl"):
-            setattr(connection, name, None)  # so that a later use fails instead of crashing
+        self._given = False
         _lib.SSL_clear_mode(self._ssl, _lib.SSL_MODE_ENABLE_PARTIAL_WRITE)
-        if not (output or self._given):
-            self._to_descriptor()
+        if self.bulk:
+            self._given = bool(_lib.BIO_get_mem_data(given, _ffi.new("char **")))
+            for name in ("_into_ssl", "_from_ssl"):
+                setattr(connection, name, None)  # so that a later use fails instead of crashing
+            if not (output or self._given):
+                self._to_descriptor()
 
     def read(self) -> int:
         """Decrypt what has come; return the number of bytes, which are in the scratch buffer.

@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 import trio
 
 from mesh.tls_errors import TlsAlert
+from mesh.tls_socket import TlsSocket
+from mesh.tls_stream import TlsStream
 from proxy.errors import ConnectionFailed, IdleTimeout, TooOld, app_broken, peer_broken
 from proxy.relayed import DRAIN_TIMEOUT, Leg, Limits, Relayed, Traffic, socket_beneath
 from proxy.socket_options import peer_address, reset, wait_delivered, was_reset
@@ -24,7 +26,7 @@ CHUNK = 65536
 class _Side:
     """One end of the connection. `broken` is why it is good for nothing more."""
 
-    stream: Leg
+    stream: trio.SocketStream | TlsStream
     socket: trio.SocketStream
     broken: trio.BrokenResourceError | None = None
 
@@ -48,6 +50,8 @@ class _Relay:
     def __init__(
         self, plain: trio.SocketStream, tls: Leg, limits: Limits, traffic: Traffic
     ) -> None:
+        if isinstance(tls, TlsSocket):
+            raise TypeError("the plain relay needs a stream, not a socket that OpenSSL reads")
         self._app = _Side(plain, plain)
         self._peer = _Side(tls, socket_beneath(tls))
         self._app_name = peer_address(self._app.socket)

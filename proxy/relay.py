@@ -41,6 +41,7 @@ __all__ = [
     "Traffic",
     "prepare",
     "relay",
+    "uses_plain",
 ]
 
 log = get_logger("proxy.relay")
@@ -48,6 +49,8 @@ log = get_logger("proxy.relay")
 GC_THRESHOLD = 20000
 """New container objects between two collections. What a connection leaves behind is freed by
 counting; the default of 700 makes a collection of every dozen connections for nothing."""
+
+DEFAULT_LIMITS = Limits()
 
 _plain: trio.lowlevel.RunVar[bool] = trio.lowlevel.RunVar("plain")
 
@@ -88,11 +91,12 @@ async def relay(
     relay runs, and is right even if it is cancelled. Network failures are in the result; nothing
     foreseen is raised.
     """
-    run = plain_relay.relay if _uses_plain() else engine_relay.relay
-    return await run(plain, tls, limits or Limits(), traffic or Traffic())
+    run = plain_relay.relay if uses_plain() else engine_relay.relay
+    return await run(plain, tls, limits or DEFAULT_LIMITS, traffic or Traffic())
 
 
-def _uses_plain() -> bool:
+def uses_plain() -> bool:
+    """Tell whether connections of this trio run are carried by the plain twin."""
     try:
         return _plain.get()
     except LookupError:

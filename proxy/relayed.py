@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import trio
 
+from mesh.tls_socket import TlsSocket
 from mesh.tls_stream import TlsStream
 from proxy.errors import ConnectionFailed
 
@@ -16,7 +17,8 @@ are alive but have forgotten each other."""
 DRAIN_TIMEOUT = 5.0
 """Seconds for delivering what a side sent before it broke, to a reader who does not hurry."""
 
-Leg = trio.SocketStream | TlsStream
+Leg = trio.SocketStream | TlsStream | TlsSocket
+"""Towards the peer: bare, or with TLS that the plain twin or the engine goes on with."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,7 +54,7 @@ class Relayed:
 
 def socket_beneath(leg: Leg) -> trio.SocketStream:
     """Return the socket that a leg ends in. Raises TypeError if it is not one."""
-    bottom = leg.transport if isinstance(leg, TlsStream) else leg
+    bottom = leg if isinstance(leg, trio.SocketStream) else leg.transport
     if not isinstance(bottom, trio.SocketStream):
         raise TypeError("the relay needs a socket at the bottom: only a socket can be reset")
     return bottom

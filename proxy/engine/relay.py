@@ -5,7 +5,6 @@ from __future__ import annotations
 import trio
 
 from mesh.openssl import NativeTls
-from mesh.tls_stream import TlsStream
 from proxy.engine.ends import End, PlainEnd
 from proxy.engine.joint import Joint
 from proxy.engine.loops import current_pump
@@ -37,7 +36,7 @@ async def relay(plain: trio.SocketStream, tls: Leg, limits: Limits, traffic: Tra
 
 
 def _peer_end(leg: Leg, below: trio.SocketStream, pump: Pump) -> End:
-    if not isinstance(leg, TlsStream):
+    if isinstance(leg, trio.SocketStream):
         return PlainEnd(below, pump.scratch)
     connection, output = leg.detach()
     return NativeTls(connection, below.socket.fileno(), pump.scratch, output=output)

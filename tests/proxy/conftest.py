@@ -12,7 +12,7 @@ from tests.pki import Authority, make_root
 async def relay_kind(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Use the engine inside trio, the engine with trio as its guest, or the plain twin."""
     kind: str = request.param
-    monkeypatch.setattr("proxy.relay._uses_plain", lambda: kind == "plain")
+    monkeypatch.setattr("proxy.relay.uses_plain", lambda: kind == "plain")
     if kind == "hosted":
         await host()
     return kind

@@ -12,10 +12,14 @@ import trio
 import trio.abc
 
 from mesh.tls_stream import TlsStream
+from proxy import relay as relays
 from proxy.errors import ConnectionFailed
 from proxy.relay import Leg, Limits, Relayed, Traffic, relay
 from tests.pki import Authority
-from tests.proxy.network import tcp_pair, tls_over
+from tests.proxy.network import tcp_pair, tls_on_socket, tls_over
+
+Stream = trio.SocketStream | TlsStream
+"""What a test holds of a connection's peer."""
 
 
 @dataclass
@@ -23,7 +27,7 @@ class Rig:
     """app <-> (app_leg relay peer_leg) <-> peer; the test plays app and peer."""
 
     app: trio.SocketStream
-    peer: Leg
+    peer: Stream
     app_leg: trio.SocketStream
     peer_leg: Leg
     done: trio.Event = field(default_factory=trio.Event)
@@ -53,10 +57,10 @@ class Rig:
 
 
 def socket_of(leg: Leg) -> trio.SocketStream:
-    if isinstance(leg, TlsStream):
-        assert isinstance(leg.transport, trio.SocketStream)
-        return leg.transport
-    return leg
+    if isinstance(leg, trio.SocketStream):
+        return leg
+    assert isinstance(leg.transport, trio.SocketStream)
+    return leg.transport
 
 
 @asynccontextmanager
@@ -65,11 +69,12 @@ async def rig(
 ) -> AsyncIterator[Rig]:
     """Start a relay; TLS towards the peer if there is a root."""
     app, app_leg = await tcp_pair()
-    peer: Leg
+    peer: Stream
     peer_leg: Leg
     peer, peer_leg = await tcp_pair()
     if root is not None:
-        peer, peer_leg = await tls_over(peer, peer_leg, root, version=version)
+        over = tls_over if relays.uses_plain() else tls_on_socket
+        peer, peer_leg = await over(peer, peer_leg, root, version=version)
     made = Rig(app, peer, app_leg, peer_leg, limits=limits or Limits())
     try:
         async with trio.open_nursery() as nursery:

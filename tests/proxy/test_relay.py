@@ -24,6 +24,7 @@ from tests.proxy.network import (
     tls_over,
 )
 from tests.proxy.relay_rig import (
+    Stream,
     blob,
     rig,
     send_and_forget,
@@ -305,7 +306,7 @@ async def test_traffic_is_known_while_the_relay_runs_and_after_it_was_cancelled(
     security: Authority | None,
 ) -> None:
     app, app_leg = await tcp_pair()
-    peer: Leg
+    peer: Stream
     leg: Leg
     peer, leg = await tcp_pair()
     if security is not None:

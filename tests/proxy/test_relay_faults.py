@@ -20,7 +20,7 @@ from mesh.tls import server_context
 from mesh.tls_stream import TlsStream
 from proxy.engine.loops import current_pump
 from proxy.errors import AppReset, PeerTruncated, RefusedByPeer, TlsBroken
-from proxy.relay import Leg, relay
+from proxy.relay import relay
 from proxy.socket_options import reset
 from tests.pki import NOW, Authority
 from tests.proxy.network import (
@@ -33,7 +33,7 @@ from tests.proxy.network import (
     tcp_listener,
     tcp_pair,
 )
-from tests.proxy.relay_rig import Rig, blob, rig, send_and_forget, socket_of
+from tests.proxy.relay_rig import Rig, Stream, blob, rig, send_and_forget, socket_of
 
 pytestmark = pytest.mark.usefixtures("relay_kind")
 
@@ -197,13 +197,13 @@ async def cut(joined: Rig, fault: str) -> None:
             await joined.peer_socket.socket.send(b"no TLS at all")
 
 
-async def send_and_end(stream: Leg, data: bytes) -> None:
+async def send_and_end(stream: Stream, data: bytes) -> None:
     with contextlib.suppress(trio.BrokenResourceError, trio.ClosedResourceError):
         await stream.send_all(data)
         await stream.send_eof()
 
 
-async def swallow(stream: Leg) -> None:
+async def swallow(stream: Stream) -> None:
     with contextlib.suppress(trio.BrokenResourceError, trio.ClosedResourceError):
         async for _ in stream:
             pass

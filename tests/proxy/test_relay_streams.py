@@ -14,10 +14,10 @@ from OpenSSL import SSL
 
 from mesh.openssl import BULK_CHUNK, CHUNK, RECORD, NativeTls
 from mesh.tls_stream import TlsStream
-from proxy.relay import Leg, Relayed, relay
+from proxy.relay import Relayed, relay
 from tests.pki import Authority
 from tests.proxy.network import receive_all, tcp_pair, tls_over
-from tests.proxy.relay_rig import blob, rig, send_in_pieces
+from tests.proxy.relay_rig import Stream, blob, rig, send_in_pieces
 
 pytestmark = pytest.mark.usefixtures("relay_kind")
 
@@ -47,7 +47,7 @@ async def test_both_versions_of_tls_carry_both_directions(
         assert await joined.result() == Relayed(sent=len(up), received=len(down))
 
 
-async def exchange(app: Leg, peer: Leg, up: bytes, down: bytes) -> tuple[bytes, bytes]:
+async def exchange(app: Stream, peer: Stream, up: bytes, down: bytes) -> tuple[bytes, bytes]:
     """Send both ways at once in pieces of all sizes, then end; return what arrived."""
     got: dict[str, bytes] = {}
 
