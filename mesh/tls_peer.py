@@ -6,6 +6,7 @@ Whatever a peer may send, nothing but a refusal comes of it. OpenSSL reads certi
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from datetime import datetime
 
@@ -32,6 +33,22 @@ PeerCheck = Callable[[SpiffeId], None]
 
 Verify = Callable[[Sequence[x509.Certificate]], SpiffeId | None]
 """Judges a chain that OpenSSL has validated, leaf first and root last. Raises PeerRejected."""
+
+
+MAX_PARSED = 1024
+"""Certificates that are kept parsed, by their bytes: a mesh's peers come again and again, and
+parsing one costs as much as a tenth of a handshake. About 3 MB if all are used."""
+
+
+@functools.lru_cache(MAX_PARSED)
+def _parsed(der: bytes) -> x509.Certificate:
+    return x509.load_der_x509_certificate(der)
+
+
+@functools.lru_cache(MAX_PARSED)
+def _leaf_id(leaf: x509.Certificate) -> SpiffeId:
+    """Return what a leaf says, which never changes; whether it counts is judged every time."""
+    return peer_leaf_id(leaf)
 
 
 class PeerJudge:
@@ -64,7 +81,7 @@ class PeerJudge:
         return False
 
     def _judge(self, certificate: crypto.X509, code: int, depth: int, *, ok: bool) -> None:
-        current = certificate.to_cryptography()
+        current = _parsed(crypto.dump_certificate(crypto.FILETYPE_ASN1, certificate))
         if refusal := refusal_by_time(current, self._now):
             raise refusal
         if not ok:
@@ -83,7 +100,7 @@ def svid_verifier(bundles: Bundles) -> Verify:
     """Judge by SPIFFE ID: the root must be one of the leaf's own trust domain."""
 
     def verify(chain: Sequence[x509.Certificate]) -> SpiffeId:
-        identity = peer_leaf_id(chain[0])
+        identity = _leaf_id(chain[0])
         # OpenSSL accepted any of the roots; only those of the leaf's own domain may count.
         bundle = bundle_for(identity, bundles)
         if chain[-1] not in bundle.authorities:

@@ -21,6 +21,7 @@ from contextlib import contextmanager, suppress
 
 import trio
 import trio.abc
+from OpenSSL import SSL
 
 from mesh.tls import TlsSession
 from mesh.tls_errors import TlsClosed, TlsError, TlsTruncated
@@ -175,6 +176,18 @@ class TlsStream(trio.abc.HalfCloseableStream):
                     await self._flush_last_words()
         finally:
             await self.transport.aclose()
+
+    def detach(self) -> tuple[SSL.Connection, bytes]:
+        """Give up the session and the transport, to somebody who does the I/O in another way.
+
+        Returns pyOpenSSL's connection and the bytes that it made and that are still to be sent.
+        No task may be using the stream, and none can afterwards.
+        """
+        with _alone(self._sender, "sending on"), _alone(self._receiver, "receiving from"):
+            self._check_whole()
+            self._closed = True
+            output = self._take_output()
+            return self.session.release(), output
 
     async def _flush(self) -> None:
         async with self._output:

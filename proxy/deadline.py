@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
-from contextlib import contextmanager
+from types import TracebackType
 
 import trio
 
 from proxy.errors import ConnectionFailed
 
 
-@contextmanager
-def due(when: float, late: ConnectionFailed) -> Generator[None]:
+class due:  # noqa: N801 - reads as a verb: with due(...)
     """Raise `late` if the block has not ended at `when`, in trio's clock."""
-    try:
-        with trio.fail_at(when):
-            yield
-    except trio.TooSlowError as error:
-        raise late from error
+
+    def __init__(self, when: float, late: ConnectionFailed) -> None:
+        self._scope = trio.CancelScope(deadline=when)
+        self._late = late
+
+    def __enter__(self) -> None:
+        self._scope.__enter__()
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._scope.__exit__(kind, error, trace)
+        if self._scope.cancelled_caught:
+            raise self._late

@@ -18,7 +18,11 @@ dead replica, few enough that the app is told within half a minute."""
 async def dial(host: str, port: int, *, what: str, hint: str) -> trio.SocketStream:
     """Connect to `what`, as the message calls it. Raises ConnectFailed, with `hint` for advice."""
     try:
-        stream = await trio.open_tcp_stream(host, port)
+        family = _family(host)
+        if family is None:
+            stream = await trio.open_tcp_stream(host, port)
+        else:
+            stream = await _connect(family, host, port)
     except (OSError, UnicodeError) as error:
         raise ConnectFailed(
             f"cannot connect to {what} ({why_not_connected(error)}): {hint}"
@@ -27,8 +31,32 @@ async def dial(host: str, port: int, *, what: str, hint: str) -> trio.SocketStre
     return stream
 
 
+async def _connect(family: socket.AddressFamily, host: str, port: int) -> trio.SocketStream:
+    """Connect to the one address there is, without trio's race between several."""
+    opened = trio.socket.socket(family, socket.SOCK_STREAM)
+    try:
+        await opened.connect((host, port))
+    except BaseException:
+        opened.close()
+        raise
+    return trio.SocketStream(opened)
+
+
+def _family(host: str) -> socket.AddressFamily | None:
+    """Return the family of a literal address; None for a name, or an address with a zone."""
+    for family in (socket.AF_INET, socket.AF_INET6):
+        try:
+            socket.inet_pton(family, host)
+        except (OSError, ValueError):
+            continue
+        return family
+    return None
+
+
 async def resolve(host: str, port: int) -> list[str]:
     """Return the IP addresses of `host`, best first and not too many. Raises ConnectFailed."""
+    if _family(host) is not None:
+        return [host]
     try:
         found = await trio.socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
     except (OSError, UnicodeError) as error:

@@ -340,6 +340,18 @@ class IdleTimeout(RelayBroken):
         )
 
 
+class TooOld(RelayBroken):
+    """The connection reached the greatest age that connections may have."""
+
+    reason = "max_connection_age"
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__(
+            f"the connection was {seconds:g} s old, the most that is allowed, so both sides were "
+            "reset: the app may connect again, with the newest certificates and policy"
+        )
+
+
 _LEAVES: dict[type[RemoraError], type[HandshakeFailed]] = {
     TlsPeerPlaintext: PlaintextPeer,
     TlsPeerWithoutCertificate: PeerWithoutCertificate,

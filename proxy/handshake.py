@@ -20,6 +20,7 @@ from mesh.resources.mesh_config import MeshConfig, TlsProtocol
 from mesh.spiffe import InvalidSpiffeId, SpiffeId, TrustDomain
 from mesh.tls import PeerCheck, TlsContext, TlsSession, client_context, server_context
 from mesh.tls_errors import TlsError
+from mesh.tls_socket import TlsSocket
 from mesh.tls_stream import TlsStream
 from mesh.verify import PeerRejected
 from proxy.errors import (
@@ -33,11 +34,16 @@ from proxy.errors import (
 from proxy.identity import Identity
 from proxy.open_peers import OpenPeers
 from proxy.policy_errors import outside_the_mesh
+from proxy.relay import uses_plain
 from proxy.socket_options import reset, wait_delivered
 
 HANDSHAKE_TIMEOUT = 10.0
 """Seconds a client has for the handshake (ghostunnel's value): without a limit, silent clients
 could hold every connection slot."""
+
+
+SecureLeg = TlsStream | TlsSocket
+"""An established TLS connection, for the relay to go on with."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,7 +91,7 @@ class MeshTls:
         """The identity that the next handshake shows. Raises NoIdentityYet."""
         return self._contexts().identity.svid.id
 
-    async def accept(self, stream: trio.SocketStream, *, peer: str) -> TlsStream:
+    async def accept(self, stream: trio.SocketStream, *, peer: str) -> SecureLeg:
         """Be the server to a client of a trust domain that is admitted.
 
         `peer` names the client in messages. Put a deadline round it. Raises ConnectionFailed
@@ -96,7 +102,9 @@ class MeshTls:
             check = only_the_mesh(contexts.domains)
         else:
             check = only_trust_domains(self._aliases | {contexts.identity.svid.id.trust_domain})
-        session = contexts.server.session(self._now(), check_peer=check)
+        session = contexts.server.session(
+            self._now(), check_peer=check, descriptor=_descriptor_of(stream)
+        )
         return await shake_hands(stream, session, peer, contexts.describe)
 
     async def connect(
@@ -106,7 +114,7 @@ class MeshTls:
         server_name: str,
         expected: Collection[str] | None,
         peer: str,
-    ) -> TlsStream:
+    ) -> SecureLeg:
         """Be the client of a server that must prove one of the `expected` SPIFFE IDs.
 
         With None any identity of the mesh will do, as in Istio where no service account is known.
@@ -116,7 +124,10 @@ class MeshTls:
         check = None if expected is None else only_identities(expected)
         try:
             session = contexts.client.session(
-                self._now(), server_name=server_name, check_peer=check
+                self._now(),
+                server_name=server_name,
+                check_peer=check,
+                descriptor=_descriptor_of(stream),
             )
         except TlsError as error:
             reset(stream)
@@ -219,14 +230,15 @@ def describe_roots(bundles: Bundles) -> str:
 
 async def shake_hands(
     stream: trio.SocketStream, session: TlsSession, peer: str, roots: Callable[[], str]
-) -> TlsStream:
+) -> SecureLeg:
     """Complete a handshake with `peer`, judged by what `roots` describes.
 
     Raises ConnectionFailed leaves, and then, as when it is cancelled, has reset the stream.
     """
-    tls, complete = TlsStream(stream, session), False
+    leg: SecureLeg = (TlsStream if session.descriptor is None else TlsSocket)(stream, session)
+    complete = False
     try:
-        error = await _handshake_error(tls)
+        error = await _handshake_error(leg)
         if error is not None:
             await wait_delivered(stream)  # the alert, which a reset would overtake
             raise _failure(error, roots, peer) from error
@@ -234,15 +246,20 @@ async def shake_hands(
     finally:
         if not complete:
             reset(stream)
-    return tls
+    return leg
+
+
+def _descriptor_of(stream: trio.SocketStream) -> int | None:
+    """Return what OpenSSL is to read and write, or None if the bytes are to pass through trio."""
+    return None if uses_plain() else stream.socket.fileno()
 
 
 _HandshakeError = TlsError | PeerRejected | trio.BrokenResourceError
 
 
-async def _handshake_error(tls: TlsStream) -> _HandshakeError | None:
+async def _handshake_error(leg: SecureLeg) -> _HandshakeError | None:
     try:
-        await tls.do_handshake()
+        await leg.do_handshake()
     except (TlsError, PeerRejected, trio.BrokenResourceError) as error:
         return error
     return None

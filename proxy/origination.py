@@ -17,9 +17,8 @@ from mesh.svid import InvalidSvid, parse_certificates_pem, parse_private_key_pem
 from mesh.tls import TlsContext
 from mesh.tls_errors import TlsError
 from mesh.tls_origination import UserCredential, origination_context
-from mesh.tls_stream import TlsStream
 from proxy.errors import HandshakeFailed
-from proxy.handshake import shake_hands
+from proxy.handshake import SecureLeg, shake_hands
 from proxy.socket_options import reset
 
 SYSTEM = "system"
@@ -52,7 +51,7 @@ class OriginatedTls:
 
     async def connect(
         self, stream: trio.SocketStream, tls: OutboundTls, *, host: str, peer: str
-    ) -> TlsStream:
+    ) -> SecureLeg:
         """Be the client of a server that must show one of the names of `tls`, or else `host`.
 
         Put a deadline round it. Raises ConnectionFailed leaves, and then has reset the stream.

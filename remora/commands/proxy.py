@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import socket
 from pathlib import Path
 from typing import Annotated
@@ -97,6 +96,9 @@ def run(  # noqa: PLR0913 - one parameter per flag
     connect_timeout: Annotated[
         str, typer.Option(metavar="TIME", help="TCP and TLS to a peer, TCP to the app.")
     ] = "10s",
+    plain_relay: Annotated[
+        bool, typer.Option("--plain-relay", help="Relay by public API only, at half the speed.")
+    ] = False,
     log_format: LogFormatOption = LogFormat.TEXT,
     log_level: LogLevelOption = LogLevel.INFO,
 ) -> None:
@@ -117,6 +119,7 @@ def run(  # noqa: PLR0913 - one parameter per flag
         parse_port_modes,
         parse_trust_domains,
     )
+    from proxy.relay import prepare
     from proxy.server import serve
     from remora.program import run_program
 
@@ -155,4 +158,9 @@ def run(  # noqa: PLR0913 - one parameter per flag
         connect_timeout=parse_duration(connect_timeout).total_seconds(),
     )
     configure_logging(log_format, log_level)
-    run_program(functools.partial(serve, config))
+
+    async def main() -> None:
+        await prepare(plain=plain_relay)
+        await serve(config)
+
+    run_program(main)

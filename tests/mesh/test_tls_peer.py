@@ -184,10 +184,14 @@ def test_a_named_server_with_a_hostile_certificate_is_refused() -> None:
     context = hostile_context(SSL.TLS_SERVER_METHOD, HOSTILE["two SAN extensions"])
     server = SSL.Connection(context, None)
     server.set_accept_state()
-    session.handshake()
-    server.bio_write(session.pending_output())
-    with suppress(SSL.WantReadError):
-        server.do_handshake()
-    session.feed(server.bio_read(65536))
+
+    def rounds() -> None:
+        for _ in range(3):  # the server may ask for another key share first
+            session.handshake()
+            server.bio_write(session.pending_output())
+            with suppress(SSL.WantReadError):
+                server.do_handshake()
+            session.feed(server.bio_read(65536))
+
     with pytest.raises(PeerRejected):
-        session.handshake()
+        rounds()

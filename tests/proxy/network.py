@@ -9,7 +9,8 @@ import trio
 import trio.abc
 
 from mesh.spiffe import SpiffeId
-from mesh.tls import client_context, server_context
+from mesh.tls import TlsContext, client_context, server_context
+from mesh.tls_socket import TlsSocket
 from mesh.tls_stream import TlsStream
 from tests.pki import NOW, Authority
 
@@ -39,17 +40,37 @@ async def tcp_pair() -> tuple[trio.SocketStream, trio.SocketStream]:
 
 
 async def tls_over(
-    near: trio.SocketStream, far: trio.SocketStream, root: Authority
+    near: trio.SocketStream, far: trio.SocketStream, root: Authority, *, version: int | None = None
 ) -> tuple[TlsStream, TlsStream]:
-    """Mutual TLS between two ends: client at `near`, server at `far`."""
-    client = client_context(root.bundle(), svid=root.issue(str(CLIENT_ID)), alpn=[b"istio"])
-    server = server_context(root.issue(str(SERVER_ID)), root.bundle(), alpn=[b"istio"])
+    """Mutual TLS between two ends, of `version` at most: client at `near`, server at `far`."""
+    client, server = _contexts(root, version)
     client_end = TlsStream(near, client.session(NOW))
     server_end = TlsStream(far, server.session(NOW))
     async with trio.open_nursery() as nursery:
         nursery.start_soon(client_end.do_handshake)
         nursery.start_soon(server_end.do_handshake)
     return client_end, server_end
+
+
+async def tls_on_socket(
+    near: trio.SocketStream, far: trio.SocketStream, root: Authority, *, version: int | None = None
+) -> tuple[TlsStream, TlsSocket]:
+    """As `tls_over`, with a server for which OpenSSL does the I/O."""
+    client, server = _contexts(root, version)
+    client_end = TlsStream(near, client.session(NOW))
+    server_end = TlsSocket(far, server.session(NOW, descriptor=far.socket.fileno()))
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(client_end.do_handshake)
+        nursery.start_soon(server_end.do_handshake)
+    return client_end, server_end
+
+
+def _contexts(root: Authority, version: int | None) -> tuple[TlsContext, TlsContext]:
+    client = client_context(root.bundle(), svid=root.issue(str(CLIENT_ID)), alpn=[b"istio"])
+    server = server_context(root.issue(str(SERVER_ID)), root.bundle(), alpn=[b"istio"])
+    if version is not None:
+        server._context.set_max_proto_version(version)
+    return client, server
 
 
 def reset_now(stream: trio.SocketStream) -> None:

@@ -8,7 +8,6 @@ import trio.testing
 
 from mesh.bundle import TrustBundle
 from mesh.spiffe import SpiffeId, TrustDomain
-from mesh.tls_stream import TlsStream
 from proxy.errors import (
     ConnectionFailed,
     NoIdentityYet,
@@ -18,7 +17,7 @@ from proxy.errors import (
     WrongIdentity,
     WrongTrustDomain,
 )
-from proxy.handshake import describe_roots, only_identities, only_trust_domains
+from proxy.handshake import SecureLeg, describe_roots, only_identities, only_trust_domains
 from tests.pki import Authority, make_root
 from tests.proxy.network import CLIENT_ID, SERVER_ID, reset_now, tcp_pair
 from tests.proxy.rig import Mesh
@@ -60,10 +59,10 @@ def test_roots_are_described_with_their_trust_domain(root: Authority) -> None:
 
 async def shake(
     client: Mesh, server: Mesh, expected: SpiffeId = SERVER_ID
-) -> tuple[TlsStream | ConnectionFailed, TlsStream | ConnectionFailed]:
+) -> tuple[SecureLeg | ConnectionFailed, SecureLeg | ConnectionFailed]:
     """Let a client and a server meet; return what each got."""
     near, far = await tcp_pair()
-    outcomes: dict[str, TlsStream | ConnectionFailed] = {}
+    outcomes: dict[str, SecureLeg | ConnectionFailed] = {}
 
     async def connect() -> None:
         try:
@@ -89,12 +88,13 @@ async def shake(
 
 async def test_both_sides_prove_who_they_are(root: Authority) -> None:
     client, server = await shake(Mesh(root, CLIENT_ID), Mesh(root, SERVER_ID))
-    assert isinstance(client, TlsStream)
-    assert isinstance(server, TlsStream)
+    assert not isinstance(client, ConnectionFailed)
+    assert not isinstance(server, ConnectionFailed)
     assert client.session.peer_id == SERVER_ID
     assert server.session.peer_id == CLIENT_ID
-    await trio.aclose_forcefully(client)
-    await trio.aclose_forcefully(server)
+    for leg in (client, server):
+        assert isinstance(leg.transport, trio.SocketStream)
+        reset_now(leg.transport)
 
 
 async def test_a_client_refuses_and_the_server_is_told(root: Authority) -> None:

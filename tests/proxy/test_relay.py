@@ -4,10 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import random
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
 
 import pytest
 import trio
@@ -16,17 +12,10 @@ import trio.testing
 
 from mesh.tls import client_context
 from mesh.tls_stream import TlsStream
-from proxy.errors import (
-    AppReset,
-    ConnectionFailed,
-    IdleTimeout,
-    PeerReset,
-    PeerTruncated,
-    TlsBroken,
-)
-from proxy.relay import DRAIN_TIMEOUT, IDLE_TIMEOUT, Leg, Relayed, relay
+from proxy.errors import AppReset, IdleTimeout, PeerReset, PeerTruncated, TlsBroken, TooOld
+from proxy.relay import DRAIN_TIMEOUT, IDLE_TIMEOUT, Leg, Limits, Relayed, Traffic, relay
 from proxy.socket_options import STALL_TIMEOUT, wait_delivered
-from tests.pki import NOW, Authority, make_root
+from tests.pki import NOW, Authority
 from tests.proxy.network import (
     receive_all,
     receive_until_broken,
@@ -34,87 +23,17 @@ from tests.proxy.network import (
     tcp_pair,
     tls_over,
 )
+from tests.proxy.relay_rig import (
+    Stream,
+    blob,
+    rig,
+    send_and_forget,
+    send_in_pieces,
+    send_until_broken,
+    socket_of,
+)
 
-
-@dataclass
-class Rig:
-    """app <-> (app_leg relay peer_leg) <-> peer; the test plays app and peer."""
-
-    app: trio.SocketStream
-    peer: Leg
-    app_leg: trio.SocketStream
-    peer_leg: Leg
-    done: trio.Event = field(default_factory=trio.Event)
-    relayed: Relayed | None = None
-
-    @property
-    def peer_socket(self) -> trio.SocketStream:
-        return socket_of(self.peer)
-
-    async def result(self) -> Relayed:
-        await self.done.wait()
-        assert self.relayed is not None
-        assert self.app_leg.socket.fileno() == -1
-        assert socket_of(self.peer_leg).socket.fileno() == -1
-        return self.relayed
-
-    async def failure(self) -> ConnectionFailed | None:
-        return (await self.result()).failure
-
-    async def run(self) -> None:
-        self.relayed = await relay(self.app_leg, self.peer_leg)
-        self.done.set()
-
-
-def socket_of(leg: Leg) -> trio.SocketStream:
-    if isinstance(leg, TlsStream):
-        assert isinstance(leg.transport, trio.SocketStream)
-        return leg.transport
-    return leg
-
-
-@pytest.fixture(scope="module")
-def root() -> Authority:
-    return make_root()
-
-
-@asynccontextmanager
-async def rig(root: Authority | None) -> AsyncIterator[Rig]:
-    """Start a relay; TLS towards the peer if there is a root."""
-    app, app_leg = await tcp_pair()
-    peer: Leg
-    peer_leg: Leg
-    peer, peer_leg = await tcp_pair()
-    if root is not None:
-        peer, peer_leg = await tls_over(peer, peer_leg, root)
-    made = Rig(app, peer, app_leg, peer_leg)
-    try:
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(made.run)
-            yield made
-            nursery.cancel_scope.cancel()
-    finally:
-        for stream in (app, made.peer_socket):
-            stream.socket.close()
-
-
-@pytest.fixture(params=["tls", "plain"])
-def security(request: pytest.FixtureRequest, root: Authority) -> Authority | None:
-    return root if request.param == "tls" else None
-
-
-def blob(size: int, seed: int) -> bytes:
-    return random.Random(seed).randbytes(size)
-
-
-async def send_in_pieces(stream: trio.abc.HalfCloseableStream, data: bytes, seed: int) -> None:
-    sizes = random.Random(seed)
-    view = memoryview(data)
-    while view:
-        size = sizes.choice([1, 7, 100, 1_500, 16_384, 65_537, 300_000])
-        await stream.send_all(view[:size])
-        view = view[size:]
-    await stream.send_eof()
+pytestmark = pytest.mark.usefixtures("relay_kind")
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -241,17 +160,6 @@ async def test_a_reset_met_while_sending_still_delivers_what_came_before_it(
         assert isinstance(await joined.failure(), PeerReset | PeerTruncated)
 
 
-async def send_and_forget(stream: trio.abc.SendStream, data: bytes) -> None:
-    with contextlib.suppress(trio.BrokenResourceError):
-        await stream.send_all(data)
-
-
-async def send_until_broken(stream: trio.abc.SendStream) -> None:
-    with contextlib.suppress(trio.BrokenResourceError):
-        while True:
-            await stream.send_all(bytes(100_000))
-
-
 async def test_a_reset_is_never_turned_into_a_clean_end(security: Authority | None) -> None:
     """Whichever direction meets the reset first, the other side must see a reset."""
     for _ in range(20):
@@ -334,26 +242,28 @@ async def test_a_reset_does_not_wait_for_ever_for_a_reader_who_is_stuck(
         assert len(await receive_until_broken(joined.app)) > 0
 
 
-async def test_only_sockets_can_be_relayed(root: Authority) -> None:
+async def test_only_sockets_can_be_relayed(relay_root: Authority) -> None:
     near, far = await tcp_pair()
     memory, _ = trio.testing.memory_stream_pair()
-    session = client_context(root.bundle()).session(NOW)
+    session = client_context(relay_root.bundle()).session(NOW)
     with pytest.raises(TypeError, match="only a socket can be reset"):
         await relay(near, TlsStream(memory, session))
     await near.aclose()
     await far.aclose()
 
 
-async def test_tls_that_ends_without_close_notify_is_a_reset_for_the_app(root: Authority) -> None:
-    async with rig(root) as joined:
+async def test_tls_that_ends_without_close_notify_is_a_reset_for_the_app(
+    relay_root: Authority,
+) -> None:
+    async with rig(relay_root) as joined:
         await joined.peer.send_all(b"half a resp")
         await joined.peer_socket.send_eof()
         assert await receive_until_broken(joined.app) == b"half a resp"
         assert isinstance(await joined.failure(), PeerTruncated)
 
 
-async def test_bytes_that_are_not_tls_are_a_reset_for_the_app(root: Authority) -> None:
-    async with rig(root) as joined:
+async def test_bytes_that_are_not_tls_are_a_reset_for_the_app(relay_root: Authority) -> None:
+    async with rig(relay_root) as joined:
         await joined.peer_socket.send_all(b"HTTP/1.1 400 Bad Request\r\n\r\n")
         assert await receive_until_broken(joined.app) == b""
         assert isinstance(await joined.failure(), TlsBroken)
@@ -374,6 +284,52 @@ async def test_silence_ends_both_sides(
         assert isinstance(await joined.failure(), IdleTimeout)
         assert await receive_until_broken(joined.app) == b""
         assert await receive_until_broken(joined.peer) == b""
+
+
+async def test_a_greatest_age_ends_even_a_busy_connection(
+    security: Authority | None, mock_clock: trio.testing.MockClock
+) -> None:
+    async with rig(security, limits=Limits(age=60)) as joined:
+        await trio.testing.wait_all_tasks_blocked()
+        for _ in range(59):
+            mock_clock.jump(1)
+            await joined.app.send_all(b"busy")
+            assert await joined.peer.receive_some() == b"busy"
+        assert not joined.done.is_set()
+        mock_clock.jump(1)
+        assert isinstance(await joined.failure(), TooOld)
+        assert await receive_until_broken(joined.app) == b""
+        assert await receive_until_broken(joined.peer) == b""
+
+
+async def test_traffic_is_known_while_the_relay_runs_and_after_it_was_cancelled(
+    security: Authority | None,
+) -> None:
+    app, app_leg = await tcp_pair()
+    peer: Stream
+    leg: Leg
+    peer, leg = await tcp_pair()
+    if security is not None:
+        peer, leg = await tls_over(peer, leg, security)
+    traffic = Traffic()
+    async with trio.open_nursery() as nursery:
+
+        async def run() -> None:
+            await relay(app_leg, leg, traffic=traffic)
+
+        nursery.start_soon(run)
+        await app.send_all(bytes(1000))
+        await peer.send_all(bytes(30))
+        received = 0
+        while received < 1000:
+            received += len(await peer.receive_some())
+        assert len(await app.receive_some()) == 30
+        await trio.testing.wait_all_tasks_blocked()
+        assert traffic == Traffic(sent=1000, received=30)
+        nursery.cancel_scope.cancel()
+    assert traffic == Traffic(sent=1000, received=30)
+    for end in (app, socket_of(peer)):
+        end.socket.close()
 
 
 async def test_cancellation_resets_both_sides(security: Authority | None) -> None:
