@@ -78,8 +78,8 @@ def _read_log(path: Path) -> Seen:
         raise ConfigError(f"cannot read the log {path}: {error.strerror}") from error
     if seen.unreadable:
         typer.echo(
-            f"{path}: {seen.unreadable} lines are no JSON objects: run the proxy with "
-            "--log-format json",
+            f"{path}: passed over {seen.unreadable} of its lines, which are no JSON objects: run "
+            "the proxy with --log-format json",
             err=True,
         )
     return seen

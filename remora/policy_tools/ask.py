@@ -43,15 +43,19 @@ class Question:
         """Return the request that is asked about, if it is one. Raises ConfigError."""
         if not (self.method or self.path or self.host or self.headers):
             return None
-        pairs = [header.partition(":") for header in self.headers]
-        for name, colon, _ in pairs:
+        headers: dict[str, str] = {}
+        for header in self.headers:
+            name, colon, value = header.partition(":")
             if not colon or not name.strip():
-                raise ConfigError(f"the header {name!r} must be written NAME:VALUE")
+                raise ConfigError(f"the header {header!r} must be written NAME:VALUE")
+            if name.strip().lower() in headers:
+                raise ConfigError(f"the header {name!r} is given twice: ask about one line of it")
+            headers[name.strip().lower()] = value.strip()
         return Request(
             method=self.method or "GET",
             path=self.path or "/",
             host=self.host,
-            headers={name.strip(): value.strip() for name, _, value in pairs},
+            headers=headers,
         )
 
 
@@ -110,7 +114,7 @@ def refuse(problems: Sequence[Problem], sentence: str) -> None:
     for problem in problems:
         typer.echo(str(problem), err=True)
     if problems:
-        raise ConfigError(f"{sentence}: {len(problems)} problems")
+        raise ConfigError(f"{sentence}: what is wrong is listed above")
 
 
 def print_lines(lines: Sequence[str]) -> None:

@@ -79,11 +79,18 @@ def _never(
 def _lists(rule: Rule) -> Iterator[tuple[str, Texts, Texts]]:
     """Yield every list of values of a rule with its negative twin, and the field's name."""
     for entry in rule.from_:
-        yield from _fields(entry.source, SOURCE_ITEMS)
+        yield from _shown(_fields(entry.source, SOURCE_ITEMS))
     for target in rule.to:
-        yield from _fields(target.operation, OPERATION_ITEMS)
+        yield from _shown(_fields(target.operation, OPERATION_ITEMS))
     for condition in rule.when:
         yield condition.key, condition.values, condition.not_values
+
+
+def _shown(fields: Iterable[tuple[str, Texts, Texts]]) -> Iterator[tuple[str, Texts, Texts]]:
+    """Name fields as the resource does: serviceAccounts."""
+    for name, values, not_values in fields:
+        first, *others = name.split("_")
+        yield first + "".join(map(str.capitalize, others)), values, not_values
 
 
 def _fields(value: Source | Operation, names: Iterable[str]) -> Iterator[tuple[str, Texts, Texts]]:

@@ -68,6 +68,7 @@ def test_a_question_must_be_whole(shop: Path, words: tuple[str, ...]) -> None:
     "words",
     [
         (*WEB, "--header", "nonsense"),
+        (*WEB, "--header", "a: b", "--header", "A: c"),
         ("--from", "nobody", *WEB[2:]),
         ("--from", "shop/nobody", *WEB[2:]),
         ("--cases", "/nowhere"),
@@ -163,7 +164,7 @@ def test_an_analysis_reads_the_logs_of_proxies(shop: Path, tmp_path: Path) -> No
     result = remora("analyze", "-f", shop, "--proxy-log", log, "--fail-on", "warning")
     assert result.exit_code == 1
     assert "refused plaintext from 10.0.0.9 (shop/old-1), once" in result.output
-    assert "1 lines are no JSON objects" in result.output
+    assert "passed over 1 of its lines" in result.output
     missing = remora("analyze", "-f", shop, "--proxy-log", tmp_path / "x")
     assert isinstance(missing.exception, ConfigError)
 

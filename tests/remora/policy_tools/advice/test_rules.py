@@ -129,6 +129,14 @@ def test_one_open_port_is_enough() -> None:
     assert told(policy, REGISTRY, port) == OPEN
 
 
+def test_fields_are_named_as_in_the_resource() -> None:
+    policy = authz(source("serviceAccounts: [a], notServiceAccounts: [a]"))
+    (message,) = findings(policy, STRICT).advice
+    assert message.text == (
+        "rule 0: serviceAccounts never matches: all that it takes is excluded again"
+    )
+
+
 def test_an_external_authorizer_must_be_known() -> None:
     policy = authz("[{}]", "CUSTOM\n  provider: {name: opa}")
     assert told(policy) == [("REM0011", POLICY)]
