@@ -180,7 +180,7 @@ class TlsContext:
         identity; its PeerRejected is what `TlsSession.handshake` raises.
         """
         # pyOpenSSL takes anything with a descriptor for a socket, and numbers too.
-        connection = SSL.Connection(self._context, cast(Any, descriptor))
+        connection = SSL.Connection(self._context, cast("Any", descriptor))
         if self._server:
             connection.set_accept_state()
         else:

@@ -15,9 +15,9 @@ import trio
 from mesh.bundle import Bundles
 from mesh.log import get_logger
 from mesh.tls import TlsSession
-from mesh.tls_stream import TlsStream
 from mesh.verify import PeerRevoked, bundle_for, check_not_revoked
 from proxy.errors import PeerRevokedMeanwhile
+from proxy.relayed import Leg
 
 log = get_logger("proxy")
 
@@ -51,7 +51,7 @@ class OpenPeers:
         self._open: set[_OpenPeer] = set()
 
     @contextmanager
-    def hold(self, leg: trio.SocketStream | TlsStream, peer: str) -> Generator[None]:
+    def hold(self, leg: Leg, peer: str) -> Generator[None]:
         """Keep a connection for the block, which a revocation of its peer ends.
 
         Raises what the block raises, and PeerRevokedMeanwhile.

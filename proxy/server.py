@@ -268,6 +268,7 @@ async def _hold_connections(
     stop: trio.Event, task_status: trio.TaskStatus[trio.Nursery] = trio.TASK_STATUS_IGNORED
 ) -> None:
     """Be the home of all connections: out of reach of cancellation until `stop`, then for long."""
+    await trio.lowlevel.checkpoint_if_cancelled()  # or `start` would wait for us for ever
     with trio.CancelScope(shield=True) as scope:
         async with trio.open_nursery() as connections:
             task_status.started(connections)

@@ -249,8 +249,8 @@ class GrpcServer:
         """
         stopped = trio.Event()
         async with trio.open_nursery() as nursery:
-            connections = await nursery.start(self._hold_connections, stopped)
             try:
+                connections = await nursery.start(self._hold_connections, stopped)
                 task_status.started(self)
                 serve = partial(trio.serve_listeners, handler_nursery=connections)
                 with self._accepting:
@@ -262,6 +262,7 @@ class GrpcServer:
         self, stopped: trio.Event, task_status: trio.TaskStatus[trio.Nursery]
     ) -> None:
         """Be the home of all connections: out of reach of cancellation until `stopped`."""
+        await trio.lowlevel.checkpoint_if_cancelled()  # or `start` would wait for us for ever
         with trio.CancelScope(shield=True) as scope:
             async with trio.open_nursery() as connections:
                 task_status.started(connections)

@@ -34,14 +34,12 @@ def run(  # noqa: PLR0913 - one parameter per flag
         str | None,
         typer.Option(
             metavar="MODE",
-            help="STRICT, PERMISSIVE or DISABLE for all ports, without a control plane.",
+            help="Instead of a control plane: STRICT, PERMISSIVE or DISABLE.",
         ),
     ] = None,
     port_mtls: Annotated[
         list[str] | None,
-        typer.Option(
-            metavar="PORT=MODE", help="Mode of one port of the app, likewise. Repeatable."
-        ),
+        typer.Option(metavar="PORT=MODE", help="Likewise, for one port of the app. Repeatable."),
     ] = None,
     name: Annotated[
         str, typer.Option(metavar="NAME", help="This workload's name, else the host's.")
@@ -58,7 +56,7 @@ def run(  # noqa: PLR0913 - one parameter per flag
         typer.Option(metavar="IP", help="Where others reach this workload. Repeatable."),
     ] = None,
     state_dir: Annotated[
-        Path | None, typer.Option(help="Keep the last good policies here, for a start without CA.")
+        Path | None, typer.Option(help="Keep the last good policies here.")
     ] = None,
     capture: Annotated[
         str | None,
@@ -68,7 +66,7 @@ def run(  # noqa: PLR0913 - one parameter per flag
         list[str] | None,
         typer.Option(
             metavar="IP:PORT@ID[,ID]",
-            help="Captured: a peer that does mutual TLS, and who it must be. Repeatable.",
+            help="Captured: who a peer must be. Repeatable.",
         ),
     ] = None,
     outbound_policy: Annotated[
@@ -76,7 +74,7 @@ def run(  # noqa: PLR0913 - one parameter per flag
     ] = "ALLOW_ANY",
     server_first_port: Annotated[
         list[int] | None,
-        typer.Option(metavar="PORT", help="Captured: where the server speaks first. Repeatable."),
+        typer.Option(metavar="PORT", help="Captured: the server speaks first. Repeatable."),
     ] = None,
     app_proxy_protocol: Annotated[
         list[int] | None,

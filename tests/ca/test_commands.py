@@ -197,24 +197,6 @@ def test_revoking_by_command(state: Path) -> None:
         run(*by, "--serial", "123")
 
 
-@pytest.mark.parametrize(
-    "command",
-    [
-        ["ca", "serve"],
-        ["token", "create"],
-        ["ca"],
-        ["token"],
-        ["ca", "root"],
-        ["ca", "root", "activate"],
-        ["ca", "revoke"],
-    ],
-)
-def test_help_fits_a_screen(command: list[str]) -> None:
-    result = CliRunner(env={"COLUMNS": "100", "TERM": "dumb"}).invoke(APP, [*command, "--help"])
-    assert result.exit_code == 0
-    assert len(result.stdout.splitlines()) <= 40
-
-
 @contextmanager
 def process(*arguments: str | Path) -> Iterator[subprocess.Popen[str]]:
     command = [sys.executable, "-c", PROGRAM, *(str(argument) for argument in arguments)]

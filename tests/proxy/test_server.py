@@ -292,6 +292,13 @@ async def test_connections_that_do_not_finish_are_reset(
     assert proxy.events()[-1] == "connections that did not end in time were reset"
 
 
+async def test_a_proxy_that_is_cancelled_while_it_starts_ends(agent: Agent) -> None:
+    with trio.fail_after(5), trio.CancelScope() as scope:
+        scope.cancel()
+        await serve(ProxyConfig(agent_socket=SOCKET, inbound=(way_in(80),)), now=lambda: NOW)
+    assert scope.cancelled_caught
+
+
 async def test_an_idle_proxy_stops_at_once(agent: Agent) -> None:
     proxy = proxy_for(way_in(1))
     async with running(agent, proxy, SERVER_ID):

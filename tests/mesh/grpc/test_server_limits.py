@@ -229,6 +229,16 @@ async def test_a_server_that_is_stopped_says_so_and_lets_unary_calls_end() -> No
             assert caught.value.code is Status.UNAVAILABLE
 
 
+async def test_a_server_that_is_cancelled_while_it_starts_ends() -> None:
+    listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
+    with trio.fail_after(SOON), trio.CancelScope() as scope:
+        scope.cancel()
+        await serve_grpc(World().service, listeners)
+    assert scope.cancelled_caught
+    for listener in listeners:
+        await listener.aclose()
+
+
 async def expect(channel: object, text: str) -> None:
     answer = await channel.unary(UNARY, ask(text), timeout=SOON)  # type: ignore[attr-defined]
     assert answer.version_info == text

@@ -167,10 +167,3 @@ def test_an_analysis_reads_the_logs_of_proxies(shop: Path, tmp_path: Path) -> No
     assert "passed over 1 of its lines" in result.output
     missing = remora("analyze", "-f", shop, "--proxy-log", tmp_path / "x")
     assert isinstance(missing.exception, ConfigError)
-
-
-@pytest.mark.parametrize("command", ["analyze", "check", "describe"])
-def test_help_fits_a_screen(command: str) -> None:
-    result = CliRunner().invoke(app, [command, "--help"], env={"COLUMNS": "100"})
-    assert result.exit_code == 0
-    assert len(result.output.splitlines()) <= 30
