@@ -10,13 +10,16 @@ import trio.testing
 from OpenSSL import SSL
 from structlog.testing import capture_logs
 
+from mesh.bundle import TrustBundle
 from mesh.resources.mesh_config import MeshConfig, MeshTls, TlsProtocol
-from mesh.spiffe import SpiffeId
+from mesh.spiffe import SpiffeId, TrustDomain
 from mesh.tls_errors import TlsError
 from mesh.tls_stream import TlsStream
+from proxy.identity import Identity
 from proxy.live_policy import LivePolicy
 from proxy.mode import MtlsMode
 from proxy.view import View, ViewCompiler
+from tests.mesh.test_revocation import revocation_list
 from tests.pki import NOW, Authority, make_root
 from tests.proxy.control import resources, told
 from tests.proxy.network import (
@@ -30,6 +33,7 @@ from tests.proxy.rig import Mesh, app_on, client, dial_tls, door, inbound, round
 from tests.proxy.test_admission import ONLY_SLEEP, STRICT, view_of
 from tests.proxy.test_view import WORKLOAD
 
+LOCAL = TrustDomain("cluster.local")
 OTHER_ID = SpiffeId.parse("spiffe://cluster.local/ns/foo/sa/other")
 
 DENY_ALL = """
@@ -121,6 +125,19 @@ async def test_the_mesh_settings_decide_which_trust_domains_may_call(mesh: Mesh)
         stream = await dial_tls(way.port, client(mesh.root, svid=svid))
         assert await round_trip(stream, b"hello") == b"hello"
         await stream.aclose()
+
+
+async def test_what_is_revoked_is_revoked_under_every_name_of_the_mesh(mesh: Mesh) -> None:
+    svid = mesh.root.issue("spiffe://td2/ns/foo/sa/sleep")
+    own = TrustBundle.of(LOCAL, [mesh.root.certificate], [revocation_list(mesh.root, svid.serial)])
+    mesh.current = Identity(svid=mesh.root.issue(str(SERVER_ID)), bundles={LOCAL: own})
+    policy = LivePolicy(view_of(config=MeshConfig(trust_domain_aliases=("td2",))))
+    mesh.follow(policy)
+    async with app_on() as app, door(inbound(mesh, policy, app)) as way:
+        stream = await dial_tls(way.port, client(mesh.root, svid=svid))
+        assert await receive_until_broken(stream) == b""
+        await trio.aclose_forcefully(stream)
+        assert (await way.line())["reason"] == "peer_revoked"
 
 
 @pytest.mark.parametrize("least", [TlsProtocol.TLS_AUTO, TlsProtocol.TLSV1_3])
