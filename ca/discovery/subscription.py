@@ -116,7 +116,7 @@ class Subscription:
 
     def only_loses(self, world: World, viewer: Viewer) -> bool:
         """Tell whether what is due takes resources away, and brings none."""
-        if self.on_its_way or not self.sent or not (self._dirty or self._everything):
+        if not self.sent or not (self._dirty or self._everything):
             return False
         changed, gone = self._difference(world, viewer)
         return bool(gone) and not changed
