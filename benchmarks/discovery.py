@@ -179,7 +179,13 @@ class Crowd:
             await self.news.park()
 
 
-async def measure(state: Path, proxies: int, rounds: int) -> list[float]:
+def cpu_seconds(pid: int) -> float:
+    """Return the processor time that a process has used."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+async def measure(state: Path, proxies: int, rounds: int, server: int) -> list[float]:
     crowd = Crowd(state / "xds.sock")
     times: list[float] = []
     async with trio.open_nursery() as nursery:
@@ -190,6 +196,7 @@ async def measure(state: Path, proxies: int, rounds: int) -> list[float]:
                 await crowd.wait("started", number - 48)
         await crowd.wait("started", proxies)
         print(f"all connected and complete after   {time.monotonic() - started:8.2f} s")
+        used = cpu_seconds(server), time.process_time()
         for turn in range(rounds):
             crowd.received = 0
             await trio.sleep(0.3)
@@ -197,6 +204,9 @@ async def measure(state: Path, proxies: int, rounds: int) -> list[float]:
             with trio.fail_after(30):
                 await crowd.wait("received", proxies)
             times.append(time.monotonic() - at)
+        spent = cpu_seconds(server) - used[0], time.process_time() - used[1]
+        print(f"processor time of the control plane  {spent[0] / rounds * 1000:6.0f} ms a change")
+        print(f"processor time of all proxies        {spent[1] / rounds * 1000:6.0f} ms a change")
         nursery.cancel_scope.cancel()
     return times
 
@@ -223,7 +233,7 @@ def main() -> None:
                 loaded = server.stdout.readline().strip()
                 print(f"{datetime.now(UTC):%Y-%m-%d}, {os.cpu_count()} CPUs")  # noqa: TID251
                 print(f"{given.policies} policies loaded in          {loaded:>8} s")
-                times = trio.run(measure, state, given.proxies, given.rounds)
+                times = trio.run(measure, state, given.proxies, given.rounds, server.pid)
                 memory = Path(f"/proc/{server.pid}/status").read_text()
                 peak = next(line.split()[1] for line in memory.splitlines() if "VmHWM" in line)
             finally:
