@@ -249,8 +249,12 @@ class GrpcServer:
         """
         stopped = trio.Event()
         async with trio.open_nursery() as nursery:
-            connections = await nursery.start(self._hold_connections, stopped)
+            # Not by nursery.start: cancelled in the middle of that, it would wait for a task that
+            # nobody could tell to stop.
+            home, found = trio.open_memory_channel[trio.Nursery](1)
+            nursery.start_soon(self._hold_connections, stopped, home)
             try:
+                connections = await found.receive()
                 task_status.started(self)
                 serve = partial(trio.serve_listeners, handler_nursery=connections)
                 with self._accepting:
@@ -259,12 +263,12 @@ class GrpcServer:
                 stopped.set()
 
     async def _hold_connections(
-        self, stopped: trio.Event, task_status: trio.TaskStatus[trio.Nursery]
+        self, stopped: trio.Event, home: trio.MemorySendChannel[trio.Nursery]
     ) -> None:
         """Be the home of all connections: out of reach of cancellation until `stopped`."""
         with trio.CancelScope(shield=True) as scope:
             async with trio.open_nursery() as connections:
-                task_status.started(connections)
+                home.send_nowait(connections)
                 await stopped.wait()
                 if not self._accepting.cancel_called:  # drained otherwise, so all are told to close
                     scope.deadline = trio.current_time() + self._limits.call_grace
