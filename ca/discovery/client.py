@@ -60,7 +60,8 @@ class Client:
         meaning = subscription.take(ask, now)
         if subscription.url == SERVICE_ENTRY:
             self._look_anew(subscription)
-        self.wake.set()
+        if any(one.pending for one in self.subscriptions.values()):
+            self.wake.set()
         return meaning
 
     def touch(self, url: str, name: str) -> None:

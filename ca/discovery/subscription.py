@@ -110,13 +110,18 @@ class Subscription:
         return name in self.sent
 
     @property
+    def pending(self) -> bool:
+        """Whether something may be due, now or after the next acknowledgement."""
+        return bool(self._dirty) or self._everything or self._answer
+
+    @property
     def waits(self) -> bool:
         """Whether something may be due, once the client has acknowledged what is on its way."""
-        return bool(self.on_its_way) and (bool(self._dirty) or self._everything or self._answer)
+        return bool(self.on_its_way) and self.pending
 
     def only_loses(self, world: World, viewer: Viewer) -> bool:
         """Tell whether what is due takes resources away, and brings none."""
-        if self.on_its_way or not self.sent or not (self._dirty or self._everything):
+        if not self.sent or not (self._dirty or self._everything):
             return False
         changed, gone = self._difference(world, viewer)
         return bool(gone) and not changed
@@ -127,7 +132,7 @@ class Subscription:
         A subscription is always answered, if only by an empty response: so the client knows that
         it has everything.
         """
-        if self.on_its_way or not (self._dirty or self._everything or self._answer):
+        if self.on_its_way or not self.pending:
             return None
         changed, gone = self._difference(world, viewer)
         answer, self._answer = self._answer, False

@@ -283,19 +283,21 @@ class ResourceStore:
         )
 
     async def _take(self, files: Mapping[str, Loaded | None], *, settings: bool) -> None:
+        before = {file: self._last_good(file) for file in files}
         changes = self.catalog.update(files)
         if changes or settings:
             self.on_change(Batch(changes=changes, settings=settings))
             _log_changes(changes, settings=settings)
         self._complain()
-        if changes or settings:
-            await self._remember(files)
+        rows = {file: now for file in files if (now := self._last_good(file)) != before[file]}
+        if rows or settings:
+            await self._remember(rows)
 
-    async def _remember(self, files: Iterable[str]) -> None:
-        states = self.catalog.files
-        rows = {
-            file: tuple(states[file].last_good.values()) if file in states else () for file in files
-        }
+    def _last_good(self, file: str) -> tuple[Resource, ...]:
+        state = self.catalog.files.get(file)
+        return () if state is None else tuple(state.last_good.values())
+
+    async def _remember(self, rows: Mapping[str, tuple[Resource, ...]]) -> None:
         try:
             await trio.to_thread.run_sync(self._memory.write, rows, self._settings.good_text)
         except sqlite3.Error as error:

@@ -25,7 +25,7 @@ def serve(  # noqa: PLR0913 - one parameter per flag
         str, typer.Option(metavar="NAME", help="What its SPIFFE IDs begin with.")
     ] = "cluster.local",
     ca_certs: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Istio's cacerts, instead of an own root.")
+        Path | None, typer.Option(metavar="DIR", help="Istio's cacerts, for its own root.")
     ] = None,
     dns_name: Annotated[
         list[str] | None, typer.Option(metavar="NAME", help="Of this server too. Repeatable.")
@@ -62,7 +62,7 @@ def serve(  # noqa: PLR0913 - one parameter per flag
     ] = None,
     resources: Annotated[
         Path | None,
-        typer.Option(metavar="DIR", help="Policies and services.", show_default="DIR/resources"),
+        typer.Option(metavar="DIR", help="Instead of DIR/resources."),
     ] = None,
     log_format: LogFormatOption = LogFormat.TEXT,
     log_level: LogLevelOption = LogLevel.INFO,
@@ -72,9 +72,6 @@ def serve(  # noqa: PLR0913 - one parameter per flag
     The first start makes keys and root in DIR. Agents need DIR/root-cert.pem
     to trust the CA, and a token: from `remora token create`, or from the
     issuers given with --jwks and --oidc-issuer.
-
-    Policies and services are read from YAML files, as they change, and sent
-    to the proxies that they concern.
     """
     from ca.config import CaConfig, parse_rate, parse_trust_domain, split_jwks
     from ca.rate_limit import DEFAULT_PER_IDENTITY, DEFAULT_TOTAL

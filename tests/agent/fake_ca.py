@@ -108,8 +108,12 @@ class FakeCa:
             return
         service = Service()
         service.unary(CREATE_CERTIFICATE, self.create_certificate)
+        self.add_services(service)
         server = GrpcServer(service, accept_plain, DEFAULT_LIMITS)
         await server.serve_stream(stream, Peer(address="memory"))
+
+    def add_services(self, service: Service) -> None:
+        """Serve more than certificates, where a test needs it."""
 
     async def create_certificate(
         self, request: IstioCertificateRequest, call: ServerCall

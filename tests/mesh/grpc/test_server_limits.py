@@ -13,7 +13,7 @@ from h2.config import H2Configuration
 from h2.connection import H2Connection
 from h2.events import ConnectionTerminated
 
-from mesh.grpc import GrpcError, Limits, Peer, Status, serve_grpc
+from mesh.grpc import GrpcError, Limits, Peer, Service, Status, serve_grpc
 from mesh.grpc.server import GrpcServer
 from tests.mesh.grpc.world import CHAT, UNARY, World, ask, channel_to, raw_connection, serving
 
@@ -276,3 +276,12 @@ class Client:
                     return headers
             await self.flush()
         raise AssertionError("no status came")
+
+
+async def test_a_server_that_is_cancelled_before_it_is_up_ends() -> None:
+    listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
+    with trio.fail_after(5), trio.CancelScope() as scope:
+        scope.cancel()
+        await serve_grpc(Service(), listeners)
+    assert scope.cancelled_caught
+    await listeners[0].aclose()
