@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from random import SystemRandom
 
 import trio
+from cryptography import x509
 
 from agent.bundles import BundleFollower
 from agent.ca_client import CaClient, Credential
@@ -172,6 +173,7 @@ class _CaParts:
             metrics=self._metrics,
         )
         client.svid = lambda: self._svid(credential, identity)
+        client.roots = self._roots
         return client
 
     def _rotation(self, identity: SpiffeId | None, credential: Credential) -> Rotation:
@@ -186,6 +188,10 @@ class _CaParts:
         )
         client.svid = lambda: self._svid(credential, rotation.identity)
         return rotation
+
+    def _roots(self) -> Sequence[x509.Certificate]:
+        held = self._store.holdings.roots.get(self._config.trust_domain)
+        return () if held is None else held.bundle.authorities
 
     def _svid(self, credential: Credential, identity: SpiffeId | None) -> X509Svid | None:
         """Return the certificate to show the CA: the one held, else the one provisioned.

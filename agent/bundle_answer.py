@@ -13,6 +13,7 @@ from agent.errors import AnswerForeignIdentity, AnswerUnreadable
 from mesh.bundle import TrustBundle
 from mesh.bundle_document import BundleDocument, JwtKey
 from mesh.protos.spire_server_pb2 import Bundle, JWTKey
+from mesh.revocation import parse_list_der
 from mesh.spiffe import InvalidSpiffeId, TrustDomain
 from mesh.svid import UNREADABLE
 
@@ -49,14 +50,16 @@ def _read(bundle: Bundle) -> BundleDocument:
         domain = TrustDomain(bundle.trust_domain)
     except InvalidSpiffeId as error:
         raise AnswerUnreadable(f"a bundle of the CA: {error}") from error
-    if max(len(bundle.x509_authorities), len(bundle.jwt_authorities)) > MAX_MEMBERS:
+    members = (bundle.x509_authorities, bundle.jwt_authorities, bundle.crls)
+    if max(len(part) for part in members) > MAX_MEMBERS:
         raise AnswerUnreadable(f"the bundle of {domain} has more than {MAX_MEMBERS} members")
     try:
         roots = [x509.load_der_x509_certificate(one.asn1) for one in bundle.x509_authorities]
+        revoked = [parse_list_der(der) for der in bundle.crls]
     except UNREADABLE as error:
-        raise AnswerUnreadable(f"a root of trust domain {domain}: {error}") from error
+        raise AnswerUnreadable(f"a root or list of trust domain {domain}: {error}") from error
     return BundleDocument(
-        roots=TrustBundle.of(domain, roots),
+        roots=TrustBundle.of(domain, roots, revoked),
         jwt_keys={key.key_id: _jwt_key(key, domain) for key in bundle.jwt_authorities},
         sequence=bundle.sequence_number,
         refresh_hint=timedelta(seconds=bundle.refresh_hint) if bundle.refresh_hint > 0 else None,

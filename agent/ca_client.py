@@ -17,6 +17,7 @@ from typing import TypeVar
 
 import trio
 import trio.abc
+from cryptography import x509
 from google.protobuf.message import Message
 
 from agent.bearer import explain_rejection, parse_token
@@ -40,7 +41,10 @@ from mesh.api import (
     IMPERSONATED_IDENTITY,
     LIST_FEDERATED_BUNDLES,
     MINT_JWT_SVID,
+    REPLACED_SERIAL,
+    TAKES_REVOCATION_LISTS,
 )
+from mesh.bundle import TrustBundle
 from mesh.clock import Now
 from mesh.dialing import why_not_connected
 from mesh.errors import ConfigError
@@ -142,7 +146,8 @@ class CaClient:
     """One CA, as the agent sees it. It holds no connection between calls.
 
     `requests` bounds how many clients ask at once. `svid` is the certificate to show, if any: with
-    one that is still valid a certificate can be renewed without a token.
+    one that is still valid a certificate can be renewed without a token. `roots` are trusted beside
+    those of the configured file, which may be older than the mesh's last change of roots.
     """
 
     def __init__(
@@ -164,6 +169,7 @@ class CaClient:
         self._metrics = metrics or AgentMetrics()
         self._showing = True
         self.svid: Callable[[], X509Svid | None] = lambda: None
+        self.roots: Callable[[], Sequence[x509.Certificate]] = tuple
         self.credential = credential or Credential(token_file=config.token_file)
 
     def read_token(self) -> str | None:
@@ -179,11 +185,19 @@ class CaClient:
                 return None
             raise TokenUnusable(str(error)) from error
 
-    async def create_certificate(self, csr_pem: str) -> Sequence[str]:
-        """Return the elements of the CA's answer, unchecked. Raises RequestFailed leaves."""
+    async def create_certificate(
+        self, csr_pem: str, *, replaces: int | None = None
+    ) -> Sequence[str]:
+        """Return the elements of the CA's answer, unchecked. Raises RequestFailed leaves.
+
+        `replaces` is the serial number of the certificate that will not be used any more.
+        """
         request = IstioCertificateRequest(
             csr=csr_pem, validity_duration=int(self._config.secret_ttl.total_seconds())
         )
+        request.metadata.update({TAKES_REVOCATION_LISTS: True})
+        if replaces is not None:
+            request.metadata.update({REPLACED_SERIAL: f"{replaces:x}"})
         if self.credential.acting_for is not None:
             request.metadata.update({IMPERSONATED_IDENTITY: str(self.credential.acting_for)})
         self._metrics.count("num_outgoing_requests")
@@ -332,7 +346,10 @@ class CaClient:
             bundle = load_ca_bundle(config.ca_root_cert, config.ca_name, config.trust_domain)
         except ConfigError as error:
             raise CaRootsUnusable(str(error)) from error
-        bundles = {bundle.trust_domain: bundle}
+        domain = bundle.trust_domain
+        if domain == config.trust_domain:
+            bundle = TrustBundle.of(domain, [*bundle.authorities, *self.roots()])
+        bundles = {domain: bundle}
         svid = self.svid() if self._showing else None
         if isinstance(config.ca_name, SpiffeId):
             return client_context(bundles, svid=svid, alpn=[ALPN])

@@ -9,6 +9,7 @@ from datetime import datetime
 
 from agent.answer import Issued
 from mesh.bundle import TrustBundle
+from mesh.revocation import lists_pem
 from mesh.spiffe import TrustDomain
 from mesh.svid import certificates_pem
 
@@ -38,14 +39,17 @@ class KeyPair:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Roots:
-    """A trust bundle: PEM."""
+    """A trust bundle: roots and revocation lists as PEM, the latter empty if there are none."""
 
     pem: bytes
+    lists_pem: bytes = b""
 
     @classmethod
     def of(cls, bundle: TrustBundle) -> Roots:
-        """Take the roots of a bundle, sorted, since their order means nothing."""
-        return cls(pem=b"".join(sorted(certificates_pem([root]) for root in bundle.authorities)))
+        """Take the roots and lists of a bundle, sorted, since their order means nothing."""
+        roots = sorted(certificates_pem([root]) for root in bundle.authorities)
+        lists = sorted(lists_pem([one]) for one in bundle.revoked)
+        return cls(pem=b"".join(roots), lists_pem=b"".join(lists))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import timedelta
+from datetime import datetime, timedelta
 from random import Random
 
 import trio
@@ -15,7 +15,7 @@ from agent.csr import new_request
 from agent.errors import RequestCrashed, RequestFailed
 from agent.readiness import Wanted
 from agent.schedule import OUTER_BACKOFF, SHORTEST_DELAY, Floor, rotation_delay
-from agent.store import SecretStore
+from agent.store import SecretStore, Wakeup
 from mesh.clock import Now, sleep_until
 from mesh.log import get_logger
 from mesh.spiffe import SpiffeId, service_account_id
@@ -25,6 +25,10 @@ log = get_logger("agent.rotation")
 ALARM_PART = 0.25
 """What is left of a certificate's life when failing renewals become errors in the log: half of
 the time between the first attempt and the end has passed."""
+
+ROOTS_CHANGED_SPREAD = 5.0
+"""Seconds over which agents that learn of new roots together spread their renewals: ten thousand
+of them are then two thousand a second."""
 
 
 class Rotation:
@@ -85,7 +89,37 @@ class Rotation:
                 )
             delay, floor = floor.apply(delay)
             self._serve(issued, delay)
-            await sleep_until(self._now() + delay, self._now)
+            await self._wait(issued, delay)
+
+    async def _wait(self, issued: Issued, delay: timedelta) -> None:
+        """Sleep until renewal is due: by time, or because the mesh's roots have changed.
+
+        Istio renews then too. From the renewal the CA learns that the new roots are here, which it
+        must know before it signs with one of them.
+        """
+        due = self._now() + delay
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._cancel_when_due, due, nursery.cancel_scope)
+            await self._roots_changed(issued)
+            spread = self._random.uniform(0, ROOTS_CHANGED_SPREAD)
+            log.info("the roots have changed: renewing", renewal_in=f"{spread:.1f} s")
+            await trio.sleep(spread)
+            nursery.cancel_scope.cancel()
+
+    async def _cancel_when_due(self, due: datetime, scope: trio.CancelScope) -> None:
+        await sleep_until(due, self._now)
+        scope.cancel()
+
+    async def _roots_changed(self, issued: Issued) -> None:
+        """Wait until the store has other roots than those that came with a certificate."""
+        wakeup = Wakeup()
+        with self._store.subscribed(wakeup):
+            while True:
+                held = self._store.holdings.roots.get(issued.bundle.trust_domain)
+                known = frozenset(issued.bundle.authorities)
+                if held is not None and frozenset(held.bundle.authorities) != known:
+                    return
+                await wakeup.wait()
 
     def _serve(self, issued: Issued, delay: timedelta) -> None:
         self._identity, self._failure = issued.svid.id, None
@@ -114,7 +148,10 @@ class Rotation:
     async def _obtain(self) -> Issued:
         request = new_request(self._wanted())
         created = self._now()
-        elements = await self._client.create_certificate(request.csr_pem)
+        before = None if self._identity is None else self._store.issued(self._identity)
+        elements = await self._client.create_certificate(
+            request.csr_pem, replaces=None if before is None else before.svid.serial
+        )
         return check_answer(elements, request, created=created, now=self._now())
 
     def _wanted(self) -> SpiffeId:

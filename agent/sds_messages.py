@@ -59,12 +59,12 @@ def secret_of(resource: Resource) -> Secret:
         )
     if isinstance(value, AllRoots):
         return Secret(name=resource.name, validation_context=_spiffe_context(value))
-    return Secret(
-        name=resource.name,
-        validation_context=CertificateValidationContext(
-            trusted_ca=DataSource(inline_bytes=value.pem)
-        ),
-    )
+    context = CertificateValidationContext(trusted_ca=DataSource(inline_bytes=value.pem))
+    if value.lists_pem:
+        context.crl.inline_bytes = value.lists_pem
+        # Envoy would else want a list of every CA in a chain, also of those above ours.
+        context.only_verify_leaf_cert_crl = True
+    return Secret(name=resource.name, validation_context=context)
 
 
 def _spiffe_context(value: AllRoots) -> CertificateValidationContext:

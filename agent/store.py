@@ -114,7 +114,9 @@ class SecretStore:
         roots = Roots.of(bundle)
         known = self._holdings.roots.get(bundle.trust_domain)
         if known is None or known.roots != roots:
-            held = HeldRoots(version=version_of(roots.pem), bundle=bundle, roots=roots)
+            held = HeldRoots(
+                version=version_of(roots.pem + roots.lists_pem), bundle=bundle, roots=roots
+            )
             self._holdings = replace(
                 self._holdings, roots={**self._holdings.roots, bundle.trust_domain: held}
             )

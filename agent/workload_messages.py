@@ -37,6 +37,7 @@ def x509_svids(offer: Offer) -> X509SVIDResponse | None:
     for bundle in _bundles(offer):
         if bundle.trust_domain != offer.trust_domain:
             response.federated_bundles[bundle.trust_domain.id] = _roots_der(bundle)
+    response.crl.extend(_lists_der(own.bundle))
     return response if response.svids else None
 
 
@@ -45,7 +46,8 @@ def x509_bundles(offer: Offer) -> X509BundlesResponse | None:
     if offer.trust_domain not in offer.holdings.roots:
         return None
     return X509BundlesResponse(
-        bundles={bundle.trust_domain.id: _roots_der(bundle) for bundle in _bundles(offer)}
+        crl=[der for bundle in _bundles(offer) for der in _lists_der(bundle)],
+        bundles={bundle.trust_domain.id: _roots_der(bundle) for bundle in _bundles(offer)},
     )
 
 
@@ -95,6 +97,10 @@ def _roots_der(bundle: TrustBundle) -> bytes:
     return b"".join(
         sorted(root.public_bytes(serialization.Encoding.DER) for root in bundle.authorities)
     )
+
+
+def _lists_der(bundle: TrustBundle) -> list[bytes]:
+    return sorted(one.der for one in bundle.revoked)
 
 
 def _bundles(offer: Offer) -> Iterator[TrustBundle]:

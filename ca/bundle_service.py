@@ -11,6 +11,7 @@ from cryptography.hazmat.primitives import serialization
 
 from ca.authenticate import Caller
 from ca.bundle_publisher import BundlePublisher
+from ca.service import REVOKED
 from mesh.api import CA_ACCOUNT, GET_BUNDLE, LIST_FEDERATED_BUNDLES, MINT_JWT_SVID
 from mesh.bundle_document import BundleDocument, JwtKey
 from mesh.clock import Now
@@ -56,6 +57,7 @@ class BundleService:
     identify: Identify
     trusted_nodes: frozenset[ServiceAccount] = frozenset()
     federated: Callable[[], Sequence[BundleDocument]] = tuple
+    is_revoked: Callable[[SpiffeId], bool] = lambda _identity: False
     now: Now
 
     def register(self, service: Service) -> None:
@@ -84,6 +86,8 @@ class BundleService:
         if caller.spend is not None:
             raise GrpcError(Status.PERMISSION_DENIED, "a join token is for a certificate alone")
         identity = self._whose(request.id, caller, call)
+        if self.is_revoked(identity):
+            raise GrpcError(Status.PERMISSION_DENIED, REVOKED)
         ttl, now = _ttl(request.ttl), self.now()
         signer = self.publisher.keyring.signing(now)
         try:
@@ -191,6 +195,7 @@ def _bundle(document: BundleDocument) -> Bundle:
         ],
         refresh_hint=int(hint.total_seconds()),
         sequence_number=document.sequence or 0,
+        crls=[one.der for one in document.roots.revoked],
     )
 
 

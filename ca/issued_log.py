@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from datetime import datetime
 from pathlib import Path
 
@@ -37,7 +38,7 @@ class IssuedLog:
         self._log.close()
 
 
-def read_in_use(state_dir: Path, now: datetime, revoked: frozenset[int]) -> list[IssuedRecord]:
+def read_in_use(state_dir: Path, now: datetime, revoked: Collection[int]) -> list[IssuedRecord]:
     """Return the certificates that workloads may be using. Blocks. Raises ConfigError.
 
     A record that is not there is no proof that nothing was issued.

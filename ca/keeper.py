@@ -8,7 +8,7 @@ stays, and the log says why.
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from datetime import datetime, timedelta
 from typing import Protocol
 
@@ -25,6 +25,7 @@ from ca.sources import OwnRootSource, PluggedInSource, Signature
 from mesh.clock import Now, sleep_until
 from mesh.errors import ConfigError
 from mesh.log import get_logger
+from mesh.spiffe import SpiffeId
 
 POLL_INTERVAL = 1.0
 """Seconds between two looks at the files; a look is a dozen calls of stat. Also how long files
@@ -66,6 +67,14 @@ class AuthorityKeeper:
     def authority(self) -> Authority:
         """Return the authority in force."""
         return self._authority
+
+    def is_revoked(self, identity: SpiffeId) -> bool:
+        """Tell whether an identity may have nothing at this moment."""
+        return self._authority.revocations.is_revoked(identity)
+
+    def revoked_serials(self) -> Collection[int]:
+        """Return the serial numbers that are no good at this moment."""
+        return self._authority.revocations.serials
 
     def on_change(self, call: Callable[[], None]) -> None:
         """Let `call` be called after every change."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Mapping
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any, cast
@@ -42,9 +43,9 @@ class Revocations:
     identities: Mapping[str, datetime] = field(default_factory=dict[str, datetime])
 
     @property
-    def serials(self) -> frozenset[int]:
+    def serials(self) -> AbstractSet[int]:
         """The serial numbers that are revoked."""
-        return frozenset(self.certificates)
+        return self.certificates.keys()
 
     def is_revoked(self, identity: SpiffeId) -> bool:
         """Tell whether an identity may have no certificate."""

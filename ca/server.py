@@ -64,15 +64,18 @@ async def serve(
     service = Service()
     certificates = CertificateService(
         authority=keeper.authority,
-        authenticators=authenticator_chain(
-            config, token_key, issuers, lambda: keeper.authority().revocations.serials
-        ),
+        authenticators=authenticator_chain(config, token_key, issuers, keeper.revoked_serials),
         now=now,
         limiter=RateLimiter(config.rate_limit, config.identity_rate_limit, now()),
         decisions=decisions,
     )
     certificates.register(service)
-    BundleService(publisher=publisher, identify=certificates.identify, now=now).register(service)
+    BundleService(
+        publisher=publisher,
+        identify=certificates.identify,
+        is_revoked=keeper.is_revoked,
+        now=now,
+    ).register(service)
     control = ControlPlane(config, certificates.identify, now)
     control.register(service)
     serving = ServingCertificate(keeper.authority, config.identity, config.server_names, now)

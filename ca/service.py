@@ -148,15 +148,16 @@ def _replaced_serial(
 ) -> int | None:
     """Return the number of the certificate that the caller will stop to use, if it says so.
 
-    A caller that shows a certificate of its own renews it; others may name it in the request.
+    Our agents name it; of others, whoever shows a certificate renews it. That the one named is of
+    the same identity is checked where it matters, by the reader of the ledger.
     """
-    chain = () if call.peer.tls is None else call.peer.tls.peer_chain
-    if chain and call.peer.tls is not None and call.peer.tls.peer_id == caller.identity:
-        return chain[0].serial_number
     said = request.metadata.fields.get(REPLACED_SERIAL)
-    if said is None or not _SERIAL.fullmatch(said.string_value):
-        return None
-    return int(said.string_value, 16)
+    if said is not None and _SERIAL.fullmatch(said.string_value):
+        return int(said.string_value, 16)
+    tls = call.peer.tls
+    if tls is not None and tls.peer_chain and tls.peer_id == caller.identity:
+        return tls.peer_chain[0].serial_number
+    return None
 
 
 def _signing_failure(error: SigningError) -> GrpcError:

@@ -44,6 +44,11 @@ def parse_lists_pem(pem: bytes) -> tuple[RevocationList, ...]:
     return tuple(RevocationList.of(x509.load_pem_x509_crl(_from_begin(b))) for b in blocks)
 
 
+def parse_list_der(der: bytes) -> RevocationList:
+    """Return the list in `der`. Raises ValueError."""
+    return RevocationList.of(x509.load_der_x509_crl(der))
+
+
 def lists_pem(lists: Iterable[RevocationList]) -> bytes:
     """Return lists as PEM blocks."""
     return b"".join(one.crl.public_bytes(serialization.Encoding.PEM) for one in lists)

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import any_pb2 as google_dot_protobuf_dot_any__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18mesh/protos/secret.proto\x12)envoy.extensions.transport_sockets.tls.v3\x1a\x19google/protobuf/any.proto\"^\n\nDataSource\x12\x12\n\x08\x66ilename\x18\x01 \x01(\tH\x00\x12\x16\n\x0cinline_bytes\x18\x02 \x01(\x0cH\x00\x12\x17\n\rinline_string\x18\x03 \x01(\tH\x00\x42\x0b\n\tspecifier\"\xae\x01\n\x0eTlsCertificate\x12P\n\x11\x63\x65rtificate_chain\x18\x01 \x01(\x0b\x32\x35.envoy.extensions.transport_sockets.tls.v3.DataSource\x12J\n\x0bprivate_key\x18\x02 \x01(\x0b\x32\x35.envoy.extensions.transport_sockets.tls.v3.DataSource\"\x8f\x02\n\x1c\x43\x65rtificateValidationContext\x12I\n\ntrusted_ca\x18\x01 \x01(\x0b\x32\x35.envoy.extensions.transport_sockets.tls.v3.DataSource\x12\x42\n\x03\x63rl\x18\x07 \x01(\x0b\x32\x35.envoy.extensions.transport_sockets.tls.v3.DataSource\x12`\n\x17\x63ustom_validator_config\x18\x0c \x01(\x0b\x32?.envoy.extensions.transport_sockets.tls.v3.TypedExtensionConfig\"P\n\x14TypedExtensionConfig\x12\x0c\n\x04name\x18\x01 \x01(\t\x12*\n\x0ctyped_config\x18\x02 \x01(\x0b\x32\x14.google.protobuf.Any\"\xee\x01\n\x19SPIFFECertValidatorConfig\x12g\n\rtrust_domains\x18\x01 \x03(\x0b\x32P.envoy.extensions.transport_sockets.tls.v3.SPIFFECertValidatorConfig.TrustDomain\x1ah\n\x0bTrustDomain\x12\x0c\n\x04name\x18\x01 \x01(\t\x12K\n\x0ctrust_bundle\x18\x02 \x01(\x0b\x32\x35.envoy.extensions.transport_sockets.tls.v3.DataSource\"\xdb\x01\n\x06Secret\x12\x0c\n\x04name\x18\x01 \x01(\t\x12T\n\x0ftls_certificate\x18\x02 \x01(\x0b\x32\x39.envoy.extensions.transport_sockets.tls.v3.TlsCertificateH\x00\x12\x65\n\x12validation_context\x18\x04 \x01(\x0b\x32G.envoy.extensions.transport_sockets.tls.v3.CertificateValidationContextH\x00\x42\x06\n\x04typeb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18mesh/protos/secret.proto\x12)envoy.extensions.transport_sockets.tls.v3\x1a\x19google/protobuf/any.proto\"^\n\nDataSource\x12\x12\n\x08\x66ilename\x18\x01 \x01(\tH\x00\x12\x16\n\x0cinline_bytes\x18\x02 \x01(\x0cH\x00\x12\x17\n\rinline_string\x18\x03 \x01(\tH\x00\x42\x0b\n\tspecifier\"\xae\x01\n\x0eTlsCertificate\x12P\n\x11\x63\x65rtificate_chain\x18\x01 \x01(\x0b\x32\x35.envoy.extensions.transport_sockets.tls.v3.DataSource\x12J\n\x0bprivate_key\x18\x02 \x01(\x0b\x32\x35.envoy.extensions.transport_sockets.tls.v3.DataSource\"\xb2\x02\n\x1c\x43\x65rtificateValidationContext\x12I\n\ntrusted_ca\x18\x01 \x01(\x0b\x32\x35.envoy.extensions.transport_sockets.tls.v3.DataSource\x12\x42\n\x03\x63rl\x18\x07 \x01(\x0b\x32\x35.envoy.extensions.transport_sockets.tls.v3.DataSource\x12`\n\x17\x63ustom_validator_config\x18\x0c \x01(\x0b\x32?.envoy.extensions.transport_sockets.tls.v3.TypedExtensionConfig\x12!\n\x19only_verify_leaf_cert_crl\x18\x0e \x01(\x08\"P\n\x14TypedExtensionConfig\x12\x0c\n\x04name\x18\x01 \x01(\t\x12*\n\x0ctyped_config\x18\x02 \x01(\x0b\x32\x14.google.protobuf.Any\"\xee\x01\n\x19SPIFFECertValidatorConfig\x12g\n\rtrust_domains\x18\x01 \x03(\x0b\x32P.envoy.extensions.transport_sockets.tls.v3.SPIFFECertValidatorConfig.TrustDomain\x1ah\n\x0bTrustDomain\x12\x0c\n\x04name\x18\x01 \x01(\t\x12K\n\x0ctrust_bundle\x18\x02 \x01(\x0b\x32\x35.envoy.extensions.transport_sockets.tls.v3.DataSource\"\xdb\x01\n\x06Secret\x12\x0c\n\x04name\x18\x01 \x01(\t\x12T\n\x0ftls_certificate\x18\x02 \x01(\x0b\x32\x39.envoy.extensions.transport_sockets.tls.v3.TlsCertificateH\x00\x12\x65\n\x12validation_context\x18\x04 \x01(\x0b\x32G.envoy.extensions.transport_sockets.tls.v3.CertificateValidationContextH\x00\x42\x06\n\x04typeb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -37,13 +37,13 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_TLSCERTIFICATE']._serialized_start=195
   _globals['_TLSCERTIFICATE']._serialized_end=369
   _globals['_CERTIFICATEVALIDATIONCONTEXT']._serialized_start=372
-  _globals['_CERTIFICATEVALIDATIONCONTEXT']._serialized_end=643
-  _globals['_TYPEDEXTENSIONCONFIG']._serialized_start=645
-  _globals['_TYPEDEXTENSIONCONFIG']._serialized_end=725
-  _globals['_SPIFFECERTVALIDATORCONFIG']._serialized_start=728
-  _globals['_SPIFFECERTVALIDATORCONFIG']._serialized_end=966
-  _globals['_SPIFFECERTVALIDATORCONFIG_TRUSTDOMAIN']._serialized_start=862
-  _globals['_SPIFFECERTVALIDATORCONFIG_TRUSTDOMAIN']._serialized_end=966
-  _globals['_SECRET']._serialized_start=969
-  _globals['_SECRET']._serialized_end=1188
+  _globals['_CERTIFICATEVALIDATIONCONTEXT']._serialized_end=678
+  _globals['_TYPEDEXTENSIONCONFIG']._serialized_start=680
+  _globals['_TYPEDEXTENSIONCONFIG']._serialized_end=760
+  _globals['_SPIFFECERTVALIDATORCONFIG']._serialized_start=763
+  _globals['_SPIFFECERTVALIDATORCONFIG']._serialized_end=1001
+  _globals['_SPIFFECERTVALIDATORCONFIG_TRUSTDOMAIN']._serialized_start=897
+  _globals['_SPIFFECERTVALIDATORCONFIG_TRUSTDOMAIN']._serialized_end=1001
+  _globals['_SECRET']._serialized_start=1004
+  _globals['_SECRET']._serialized_end=1223
 # @@protoc_insertion_point(module_scope)

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1emesh/protos/spire_server.proto\x12\x10spire.api.server\".\n\x08SPIFFEID\x12\x14\n\x0ctrust_domain\x18\x01 \x01(\t\x12\x0c\n\x04path\x18\x02 \x01(\t\"[\n\x12MintJWTSVIDRequest\x12&\n\x02id\x18\x01 \x01(\x0b\x32\x1a.spire.api.server.SPIFFEID\x12\x10\n\x08\x61udience\x18\x02 \x03(\t\x12\x0b\n\x03ttl\x18\x03 \x01(\x05\">\n\x13MintJWTSVIDResponse\x12\'\n\x04svid\x18\x01 \x01(\x0b\x32\x19.spire.api.server.JWTSVID\"g\n\x07JWTSVID\x12\r\n\x05token\x18\x01 \x01(\t\x12&\n\x02id\x18\x02 \x01(\x0b\x32\x1a.spire.api.server.SPIFFEID\x12\x12\n\nexpires_at\x18\x03 \x01(\x03\x12\x11\n\tissued_at\x18\x04 \x01(\x03\"\xbd\x01\n\x06\x42undle\x12\x14\n\x0ctrust_domain\x18\x01 \x01(\t\x12;\n\x10x509_authorities\x18\x02 \x03(\x0b\x32!.spire.api.server.X509Certificate\x12\x31\n\x0fjwt_authorities\x18\x03 \x03(\x0b\x32\x18.spire.api.server.JWTKey\x12\x14\n\x0crefresh_hint\x18\x04 \x01(\x03\x12\x17\n\x0fsequence_number\x18\x05 \x01(\x04\"\x1f\n\x0fX509Certificate\x12\x0c\n\x04\x61sn1\x18\x01 \x01(\x0c\"@\n\x06JWTKey\x12\x12\n\npublic_key\x18\x01 \x01(\x0c\x12\x0e\n\x06key_id\x18\x02 \x01(\t\x12\x12\n\nexpires_at\x18\x03 \x01(\x03\"\x12\n\x10GetBundleRequest\"D\n\x1bListFederatedBundlesRequest\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"b\n\x1cListFederatedBundlesResponse\x12)\n\x07\x62undles\x18\x01 \x03(\x0b\x32\x18.spire.api.server.Bundle\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\tb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1emesh/protos/spire_server.proto\x12\x10spire.api.server\".\n\x08SPIFFEID\x12\x14\n\x0ctrust_domain\x18\x01 \x01(\t\x12\x0c\n\x04path\x18\x02 \x01(\t\"[\n\x12MintJWTSVIDRequest\x12&\n\x02id\x18\x01 \x01(\x0b\x32\x1a.spire.api.server.SPIFFEID\x12\x10\n\x08\x61udience\x18\x02 \x03(\t\x12\x0b\n\x03ttl\x18\x03 \x01(\x05\">\n\x13MintJWTSVIDResponse\x12\'\n\x04svid\x18\x01 \x01(\x0b\x32\x19.spire.api.server.JWTSVID\"g\n\x07JWTSVID\x12\r\n\x05token\x18\x01 \x01(\t\x12&\n\x02id\x18\x02 \x01(\x0b\x32\x1a.spire.api.server.SPIFFEID\x12\x12\n\nexpires_at\x18\x03 \x01(\x03\x12\x11\n\tissued_at\x18\x04 \x01(\x03\"\xcc\x01\n\x06\x42undle\x12\x14\n\x0ctrust_domain\x18\x01 \x01(\t\x12;\n\x10x509_authorities\x18\x02 \x03(\x0b\x32!.spire.api.server.X509Certificate\x12\x31\n\x0fjwt_authorities\x18\x03 \x03(\x0b\x32\x18.spire.api.server.JWTKey\x12\x14\n\x0crefresh_hint\x18\x04 \x01(\x03\x12\x17\n\x0fsequence_number\x18\x05 \x01(\x04\x12\r\n\x04\x63rls\x18\xe8\x07 \x03(\x0c\"\x1f\n\x0fX509Certificate\x12\x0c\n\x04\x61sn1\x18\x01 \x01(\x0c\"@\n\x06JWTKey\x12\x12\n\npublic_key\x18\x01 \x01(\x0c\x12\x0e\n\x06key_id\x18\x02 \x01(\t\x12\x12\n\nexpires_at\x18\x03 \x01(\x03\"\x12\n\x10GetBundleRequest\"D\n\x1bListFederatedBundlesRequest\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"b\n\x1cListFederatedBundlesResponse\x12)\n\x07\x62undles\x18\x01 \x03(\x0b\x32\x18.spire.api.server.Bundle\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\tb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -40,15 +40,15 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_JWTSVID']._serialized_start=257
   _globals['_JWTSVID']._serialized_end=360
   _globals['_BUNDLE']._serialized_start=363
-  _globals['_BUNDLE']._serialized_end=552
-  _globals['_X509CERTIFICATE']._serialized_start=554
-  _globals['_X509CERTIFICATE']._serialized_end=585
-  _globals['_JWTKEY']._serialized_start=587
-  _globals['_JWTKEY']._serialized_end=651
-  _globals['_GETBUNDLEREQUEST']._serialized_start=653
-  _globals['_GETBUNDLEREQUEST']._serialized_end=671
-  _globals['_LISTFEDERATEDBUNDLESREQUEST']._serialized_start=673
-  _globals['_LISTFEDERATEDBUNDLESREQUEST']._serialized_end=741
-  _globals['_LISTFEDERATEDBUNDLESRESPONSE']._serialized_start=743
-  _globals['_LISTFEDERATEDBUNDLESRESPONSE']._serialized_end=841
+  _globals['_BUNDLE']._serialized_end=567
+  _globals['_X509CERTIFICATE']._serialized_start=569
+  _globals['_X509CERTIFICATE']._serialized_end=600
+  _globals['_JWTKEY']._serialized_start=602
+  _globals['_JWTKEY']._serialized_end=666
+  _globals['_GETBUNDLEREQUEST']._serialized_start=668
+  _globals['_GETBUNDLEREQUEST']._serialized_end=686
+  _globals['_LISTFEDERATEDBUNDLESREQUEST']._serialized_start=688
+  _globals['_LISTFEDERATEDBUNDLESREQUEST']._serialized_end=756
+  _globals['_LISTFEDERATEDBUNDLESRESPONSE']._serialized_start=758
+  _globals['_LISTFEDERATEDBUNDLESRESPONSE']._serialized_end=856
 # @@protoc_insertion_point(module_scope)

@@ -22,7 +22,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 
 from agent.ca_client import CaClient
 from agent.config import AgentConfig, CaAddress, parse_ca_name
-from mesh.api import CREATE_CERTIFICATE
+from mesh.api import CREATE_CERTIFICATE, REPLACED_SERIAL, TAKES_REVOCATION_LISTS
 from mesh.clock import Now
 from mesh.grpc import GrpcError, GrpcServer, Peer, ServerCall, Service, accept_plain
 from mesh.grpc.limits import DEFAULT_LIMITS
@@ -49,6 +49,8 @@ class Seen:
     validity: int
     acting_for: str
     "Whom the caller asked for in another's name, or empty."
+    replaces: str = ""
+    takes_lists: bool = False
 
 
 @dataclass(kw_only=True)
@@ -129,6 +131,8 @@ class FakeCa:
                 csr=csr,
                 validity=request.validity_duration,
                 acting_for=acting_for,
+                replaces=request.metadata.fields[REPLACED_SERIAL].string_value,
+                takes_lists=request.metadata.fields[TAKES_REVOCATION_LISTS].bool_value,
             )
         )
         await trio.sleep(self.latency)

@@ -27,6 +27,7 @@ from mesh.grpc import Status
 from mesh.jwt_svid import sign_jwt_svid
 from mesh.protos.spire_server_pb2 import Bundle, JWTKey, X509Certificate
 from mesh.spiffe import SpiffeId, TrustDomain
+from tests.mesh.test_revocation import revocation_list
 from tests.pki import NOW, Authority, make_root, new_key
 
 OWN, FRIEND = TrustDomain("cluster.local"), TrustDomain("friend")
@@ -57,6 +58,16 @@ def bundle(
         refresh_hint=hint,
         sequence_number=7,
     )
+
+
+def test_revocation_lists_come_with_it() -> None:
+    revoked = revocation_list(ROOT, 7)
+    message = bundle("cluster.local", ROOT)
+    message.crls.append(revoked.der)
+    assert own_bundle(message, OWN).roots.revoked == (revoked,)
+    message.crls.append(b"junk")
+    with pytest.raises(AnswerRefused):
+        own_bundle(message, OWN)
 
 
 def test_a_bundle_is_read_whole() -> None:

@@ -18,12 +18,15 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from agent.answer import Issued
 from agent.config import AgentConfig, CaAddress
-from agent.rotation import Rotation
+from agent.rotation import ROOTS_CHANGED_SPREAD, Rotation
 from agent.store import SecretStore, Wakeup
+from mesh.bundle import TrustBundle
+from mesh.bundle_document import BundleDocument
 from mesh.clock import Now, trio_now
 from mesh.grpc import GrpcError, Status
 from tests.agent.fake_ca import DOMAIN, IDENTITY, FakeCa, make_client, make_config
-from tests.pki import NOW, make_root, new_key
+from tests.mesh.test_revocation import revocation_list
+from tests.pki import NOW, Authority, make_root, new_key
 
 HOUR = 3600.0
 DAY = 24 * HOUR
@@ -371,6 +374,59 @@ async def test_changed_roots_are_announced_and_unchanged_ones_are_not(
     agent.config.ca_root_cert.write_bytes(old.pem + agent.ca.root.pem)
     await trio.sleep(DAY)
     assert agent.store.holdings.roots[DOMAIN].version != before
+
+
+async def test_each_request_names_the_certificate_it_replaces(
+    make_agent: MakeAgent, autojump_clock: Clock
+) -> None:
+    agent = make_agent()
+    agent.start()
+    await trio.sleep(2 * DAY)
+    assert [seen.replaces for seen in agent.ca.seen] == [
+        "",
+        *(f"{serial:x}" for serial in agent.serials[:-1]),
+    ]
+    assert all(seen.takes_lists for seen in agent.ca.seen)
+
+
+def bundle_of(*roots: Authority) -> BundleDocument:
+    roots_of = TrustBundle.of(DOMAIN, [root.certificate for root in roots])
+    return BundleDocument(roots=roots_of, jwt_keys={})
+
+
+async def test_new_roots_are_reason_to_renew_at_once_and_once(
+    make_agent: MakeAgent, autojump_clock: Clock
+) -> None:
+    """The CA signs with the next root only when it knows that everyone has it."""
+    agent = make_agent()
+    agent.start()
+    await trio.sleep(HOUR)
+    old, new = agent.ca.root, make_root("next")
+    agent.ca.twist = lambda elements: [elements[0], (old.pem + new.pem).decode()]
+    agent.store.put_bundle(bundle_of(old, new))
+    await trio.sleep(ROOTS_CHANGED_SPREAD + 1)
+    assert len(agent.ca.seen) == 2
+    assert agent.ca.seen[1].replaces == f"{agent.serials[0]:x}"
+    agent.store.put_bundle(bundle_of(new, old))
+    await trio.sleep(HOUR)
+    assert len(agent.ca.seen) == 2, "their order means nothing"
+    await trio.sleep(11.5 * HOUR)
+    assert len(agent.ca.seen) == 3, "and the time of the next renewal counts from this one"
+
+
+async def test_new_revocation_lists_are_no_reason_to_renew(
+    make_agent: MakeAgent, autojump_clock: Clock
+) -> None:
+    agent = make_agent()
+    agent.start()
+    await trio.sleep(HOUR)
+    before = agent.store.holdings.roots[DOMAIN].version
+    lists = [revocation_list(agent.ca.root, 1)]
+    roots = TrustBundle.of(DOMAIN, [agent.ca.root.certificate], lists)
+    agent.store.put_bundle(BundleDocument(roots=roots, jwt_keys={}))
+    await trio.sleep(HOUR)
+    assert agent.store.holdings.roots[DOMAIN].version != before
+    assert len(agent.ca.seen) == 1
 
 
 async def test_no_token_or_key_in_the_log(make_agent: MakeAgent, autojump_clock: Clock) -> None:

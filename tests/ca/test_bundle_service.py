@@ -14,6 +14,7 @@ import trio
 from ca.bundle_publisher import BundlePublisher
 from ca.bundle_service import may_act_for
 from ca.jwt_keys import KEY_LIFE, PUBLISHED_AHEAD, load_jwt_keys
+from ca.operations import revoke_identity
 from mesh.api import GET_BUNDLE, LIST_FEDERATED_BUNDLES, MINT_JWT_SVID
 from mesh.bundle import TrustBundle
 from mesh.grpc import Channel, GrpcError, Status, open_channel
@@ -84,6 +85,20 @@ async def test_the_bundle_has_roots_and_token_keys_and_needs_no_token(ca: Ca) ->
     assert list(others.bundles) == []
     [root] = parse_certificates_pem(ca.root)
     assert root in ca.roots.authorities
+
+
+async def test_revocation_takes_tokens_too_and_its_lists_are_in_the_bundle(
+    ca: Ca, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ca.keeper.POLL_INTERVAL", 0.01)
+    revoke_identity(ca.config.state_dir, WEB, real_now())
+    async with channel_to(ca) as channel:
+        with trio.fail_after(10):
+            while not (await channel.unary(GET_BUNDLE, GetBundleRequest())).crls:  # noqa: ASYNC110 - a server
+                await trio.sleep(0.05)
+        with pytest.raises(GrpcError) as caught:
+            await channel.unary(MINT_JWT_SVID, asked("a"), metadata=bearer(ca.token()))
+    assert caught.value.code is Status.PERMISSION_DENIED
 
 
 REFUSALS = {

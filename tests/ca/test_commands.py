@@ -30,7 +30,7 @@ from remora.commands import ca, token
 from tests.ca.workshop import CLUSTER
 from tests.pki import real_now
 
-APP = typer.Typer()
+APP = typer.Typer(rich_markup_mode=None)  # as the real one
 APP.add_typer(ca.app, name="ca")
 APP.add_typer(token.app, name="token")
 

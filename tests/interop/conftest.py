@@ -4,12 +4,29 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import AsyncIterator
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
 import trio
 
+import agent.bundles
+import agent.rotation
+import ca.bundle_publisher
+import ca.keeper
 from tests.interop.mesh import LocalMesh
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let CA and agents look for changes once a second, where they look once in minutes.
+
+    To be named in `usefixtures`, so that it comes before the mesh.
+    """
+    monkeypatch.setattr(ca.keeper, "POLL_INTERVAL", 0.05)
+    monkeypatch.setattr(ca.bundle_publisher, "REFRESH_HINT", timedelta(seconds=1))
+    monkeypatch.setattr(agent.bundles, "SHORTEST_INTERVAL", timedelta(seconds=0.2))
+    monkeypatch.setattr(agent.rotation, "ROOTS_CHANGED_SPREAD", 0.2)
 
 
 @pytest.fixture
