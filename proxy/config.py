@@ -10,11 +10,13 @@ from ipaddress import ip_address
 from pathlib import Path
 
 from mesh.address import Address
+from mesh.duration import parse_duration
 from mesh.errors import ConfigError
 from mesh.resources.values import Labels
 from mesh.spiffe import InvalidSpiffeId, SpiffeId, TrustDomain
 from proxy.captured import Captured
 from proxy.mode import MtlsMode
+from proxy.relayed import Limits
 
 PLAINTEXT = "plaintext"
 """What stands for a destination that is reached without TLS, on purpose."""
@@ -111,6 +113,17 @@ def _refuse_what_cannot_be_shared(config: ProxyConfig) -> None:
             "several workers would write the same files and register one workload several times: "
             "leave out --workers, or --state-dir and --workload-group"
         )
+
+
+def parse_limits(idle: str, age: str | None) -> Limits:
+    """Parse `--idle-timeout` and `--max-connection-age`. Raises ConfigError."""
+    limits = Limits(
+        idle=parse_duration(idle).total_seconds(),
+        age=None if age is None else parse_duration(age).total_seconds(),
+    )
+    if limits.idle <= 0 or (limits.age is not None and limits.age <= 0):
+        raise ConfigError("--idle-timeout and --max-connection-age must be longer than zero")
+    return limits
 
 
 def parse_inbound(

@@ -95,6 +95,13 @@ def run(  # noqa: PLR0913 - one parameter per flag
     connect_timeout: Annotated[
         str, typer.Option(metavar="TIME", help="TCP and TLS to a peer, TCP to the app.")
     ] = "10s",
+    idle_timeout: Annotated[
+        str, typer.Option(metavar="TIME", help="End connections that carry nothing for so long.")
+    ] = "1h",
+    max_connection_age: Annotated[
+        str | None,
+        typer.Option(metavar="TIME", help="End connections about that old.", show_default="no end"),
+    ] = None,
     workers: Annotated[
         int, typer.Option(metavar="N", min=1, max=64, help="Processes that share the ports.")
     ] = 1,
@@ -116,6 +123,7 @@ def run(  # noqa: PLR0913 - one parameter per flag
         ProxyConfig,
         parse_discovery,
         parse_inbound,
+        parse_limits,
         parse_mode,
         parse_outbound,
         parse_port_modes,
@@ -163,8 +171,10 @@ def run(  # noqa: PLR0913 - one parameter per flag
     )
     configure_logging(log_format, log_level)
 
+    limits = parse_limits(idle_timeout, max_connection_age)
+
     async def main() -> None:
-        await prepare(plain=plain_relay)
+        await prepare(plain=plain_relay, limits=limits)
         await serve(config)
 
     if workers == 1:
