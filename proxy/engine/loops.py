@@ -109,8 +109,8 @@ class _Host(trio.abc.Instrument):
                 self._looked = time.perf_counter()
                 return
             until = time.perf_counter() + timeout
-            while pump.turn(timeout) and not pump.called:
-                timeout = max(until - time.perf_counter(), 0)
+            while timeout > 0 and pump.turn(timeout) and not pump.called:
+                timeout = until - time.perf_counter()
             self._looked = time.perf_counter()
             if pump.called or _deadline_is_due():
                 self._token.run_sync_soon(_nothing, idempotent=True)
