@@ -106,7 +106,7 @@ def run(  # noqa: PLR0913 - one parameter per flag
         int, typer.Option(metavar="N", min=1, max=64, help="Processes that share the ports.")
     ] = 1,
     plain_relay: Annotated[
-        bool, typer.Option("--plain-relay", help="Relay by public API only, at half the speed.")
+        bool, typer.Option("--plain-relay", help="Relay by public API only, several times slower.")
     ] = False,
     log_format: LogFormatOption = LogFormat.TEXT,
     log_level: LogLevelOption = LogLevel.INFO,
