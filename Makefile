@@ -42,7 +42,7 @@ types: $(BIN)/.dev  ## mypy strict and pyright strict
 	@$(BIN)/pyright --pythonpath $(BIN)/python
 
 bench: $(BIN)/.dev  ## throughput and latency against a real Envoy, in the same rounds
-	@$(BIN)/python -m benchmarks.throughput
+	@$(BIN)/python -m benchmarks.throughput --peers remora,envoy
 
 protos: $(BIN)/.dev  ## generate the protocol messages again
 	@$(BIN)/python -m grpc_tools.protoc -I. --python_out=. --pyi_out=. mesh/protos/*.proto

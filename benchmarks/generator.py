@@ -190,6 +190,8 @@ class Asker:
 
 def latencies(found: list[float], seconds: float) -> Result:
     found.sort()
+    if not found:
+        return {"rate": 0.0, "count": 0}
 
     def at(share: float) -> float:
         return found[min(int(len(found) * share), len(found) - 1)]

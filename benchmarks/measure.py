@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import subprocess
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,10 @@ STORM = 8
 """Connections that the churn has under way at once."""
 
 
+SETTLE_LOOK, SETTLE_TIMEOUT = 0.2, 10.0
+"""Seconds between two looks at whether the proxies are at rest, and for all of them."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Bench:
     """A chain under load, and how long each load lasts."""
@@ -27,8 +32,11 @@ class Bench:
     log: Path
     seconds: float
 
-    def load(self, kind: str, connections: int = 1, seconds: float | None = None) -> Result:
-        with self.background(kind, connections, seconds) as process:
+    def load(self, kind: str, connections: int = 1, *, beside: bool = False) -> Result:
+        """Run a load to its end, once the proxies are at rest; or `beside` another one."""
+        if not beside:
+            self.settle()
+        with self.background(kind, connections) as process:
             return self._result(process)
 
     def _result(self, process: subprocess.Popen[str]) -> Result:
@@ -53,6 +61,17 @@ class Bench:
 
     def resident(self) -> int:
         return resident_bytes(self.chain.pids)
+
+    def settle(self) -> None:
+        """Wait until the proxies have done with what an earlier load left them to do."""
+        deadline = time.monotonic() + SETTLE_TIMEOUT
+        before = self.cpu()
+        while time.monotonic() < deadline:
+            time.sleep(SETTLE_LOOK)
+            now = self.cpu()
+            if now - before <= SETTLE_LOOK / 10:
+                return
+            before = now
 
     @contextlib.contextmanager
     def idle(self, connections: int) -> Iterator[None]:
@@ -88,15 +107,18 @@ def bulk(bench: Bench) -> Metrics:
 
 
 def churn(bench: Bench) -> Metrics:
-    return {"new_connections": bench.load("churn", STORM)["rate"]}
+    """New connections a second; nothing if none of them got an answer."""
+    result = bench.load("churn", STORM)
+    return {"new_connections": result["rate"]} if result["count"] else {}
 
 
 def latency(bench: Bench) -> Metrics:
     """Paced requests alone, beside a storm of new connections, and beside bulk."""
     found: Metrics = {"paced_p99": bench.load("paced", 32)["p99"] * 1000}
     for name, kind, count in (("storm_p99", "churn", STORM), ("bulk_p99", "up", 1)):
+        bench.settle()
         with bench.background(kind, count, bench.seconds + 60):
-            found[name] = bench.load("paced", 32)["p99"] * 1000
+            found[name] = bench.load("paced", 32, beside=True)["p99"] * 1000
     return found
 
 

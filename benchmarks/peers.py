@@ -23,7 +23,8 @@ from benchmarks.process import free_port, running, wait_for_port
 from tests.interop.envoy import Sidecar, bootstrap, executable
 
 NGINX_STREAM = Path("/usr/lib/nginx/modules/ngx_stream_module.so")
-MAX_CONNECTIONS = 20000
+MAX_CONNECTIONS = 9000
+"""Of each proxy, where that must be said; two descriptors for each have to be allowed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -214,6 +215,7 @@ debug = err
 {service}
 verifyChain = yes
 sslVersionMin = TLSv1.3
+sessionResume = {"yes" if setting.resume else "no"}
 """)
     return ["stunnel4", path]
 

@@ -72,8 +72,9 @@ def family(pid: int) -> list[int]:
     """Return a process and all that it started."""
     found = [pid]
     for task in Path(f"/proc/{pid}/task").iterdir():
-        for child in (task / "children").read_text().split():
-            found += family(int(child))
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # a thread that ended
+            for child in (task / "children").read_text().split():
+                found += family(int(child))
     return found
 
 

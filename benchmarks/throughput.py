@@ -19,7 +19,7 @@ from pathlib import Path
 
 from benchmarks.measure import Bench, Metrics, bulk, churn, latency, memory, requests
 from benchmarks.mesh import Mesh, mesh
-from benchmarks.peers import MAX_CONNECTIONS, PEERS, Peer, Setting, chain
+from benchmarks.peers import PEERS, Peer, Setting, chain
 from benchmarks.process import python, running
 from benchmarks.report import Rounds, machine, show, write_json, write_markdown
 
@@ -57,9 +57,16 @@ class Run:
             if "latency" in parts:
                 found |= latency(bench)
         if "churn" in parts and peer.can_resume:
-            with self._bench(peer, resume=True) as bench:
-                found["new_connections_resumed"] = churn(bench)["new_connections"]
+            found |= self._resumed(peer)
         return found
+
+    def _resumed(self, peer: Peer) -> Metrics:
+        with self._bench(peer, resume=True) as bench:
+            resumed = churn(bench)
+        if not resumed:
+            print(f"{peer.name}: no connection with resumption got an answer", flush=True)
+            return {}
+        return {"new_connections_resumed": resumed["new_connections"]}
 
     @contextlib.contextmanager
     def _bench(self, peer: Peer, *, resume: bool):  # noqa: ANN202
@@ -112,7 +119,7 @@ def installed(names: Sequence[str]) -> list[Peer]:
 def main() -> None:
     options = arguments()
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, MAX_CONNECTIONS * 4), hard))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     peers = installed(options.peers.split(","))
     rounds: Rounds = []
     with tempfile.TemporaryDirectory(prefix="remora-bench-") as name, mesh(Path(name)) as material:

@@ -10,11 +10,13 @@ from ipaddress import ip_address
 from pathlib import Path
 
 from mesh.address import Address
+from mesh.duration import parse_duration
 from mesh.errors import ConfigError
 from mesh.resources.values import Labels
 from mesh.spiffe import InvalidSpiffeId, SpiffeId, TrustDomain
 from proxy.captured import Captured
 from proxy.mode import MtlsMode
+from proxy.relayed import Limits
 
 PLAINTEXT = "plaintext"
 """What stands for a destination that is reached without TLS, on purpose."""
@@ -81,6 +83,8 @@ class ProxyConfig:
     trust_domain_aliases: frozenset[TrustDomain] = frozenset()
     detect_timeout: float = DETECT_TIMEOUT.total_seconds()
     connect_timeout: float = CONNECT_TIMEOUT.total_seconds()
+    shared_ports: bool = False
+    """Other processes with this configuration listen on the same ports."""
 
     def __post_init__(self) -> None:
         """Refuse what cannot work. Raises ConfigError."""
@@ -93,6 +97,33 @@ class ProxyConfig:
             _refuse_open_questions(self)
         if self.detect_timeout <= 0 or self.connect_timeout <= 0:
             raise ConfigError("--detect-timeout and --connect-timeout must be longer than zero")
+        if self.shared_ports:
+            _refuse_what_cannot_be_shared(self)
+
+
+def _refuse_what_cannot_be_shared(config: ProxyConfig) -> None:
+    """Raise ConfigError for what several processes would do to each other."""
+    listens = [port.listen for port in config.inbound] + [port.listen for port in config.outbound]
+    if any(listen.port == 0 for listen in listens):
+        raise ConfigError(
+            "with several workers a port of 0 would be another one for each: name the ports"
+        )
+    if config.discovery is not None and (config.discovery.state_dir or config.discovery.group):
+        raise ConfigError(
+            "several workers would write the same files and register one workload several times: "
+            "leave out --workers, or --state-dir and --workload-group"
+        )
+
+
+def parse_limits(idle: str, age: str | None) -> Limits:
+    """Parse `--idle-timeout` and `--max-connection-age`. Raises ConfigError."""
+    limits = Limits(
+        idle=parse_duration(idle).total_seconds(),
+        age=None if age is None else parse_duration(age).total_seconds(),
+    )
+    if limits.idle <= 0 or (limits.age is not None and limits.age <= 0):
+        raise ConfigError("--idle-timeout and --max-connection-age must be longer than zero")
+    return limits
 
 
 def parse_inbound(

@@ -5,11 +5,13 @@ from __future__ import annotations
 import errno
 import math
 import resource
+import socket
 from collections.abc import Awaitable, Callable
 
 import trio
 import trio.abc
 
+from mesh.address import Address
 from mesh.log import get_logger
 
 log = get_logger("proxy.listener")
@@ -31,6 +33,9 @@ SPARE_DESCRIPTORS = 64
 DESCRIPTORS_EACH = 2
 """A connection has two legs."""
 
+BACKLOG = 65535
+"""Connections that may wait to be accepted; the kernel cuts it to net.core.somaxconn."""
+
 Handler = Callable[[trio.SocketStream], Awaitable[None]]
 """Serves one connection and closes its stream, whatever happens."""
 
@@ -43,6 +48,43 @@ def connection_limit() -> int:
     """
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     return max((soft - SPARE_DESCRIPTORS) // DESCRIPTORS_EACH, 1)
+
+
+async def open_listeners(listen: Address, *, shared: bool = False) -> list[trio.SocketListener]:
+    """Listen on every address that `listen` stands for. Raises OSError.
+
+    With `shared`, other processes of this user may listen there too, and the kernel deals new
+    connections out among them (SO_REUSEPORT): by their addresses, so evenly if there are many.
+    """
+    if not shared:
+        return await trio.open_tcp_listeners(listen.port, host=listen.host)
+    found = await trio.socket.getaddrinfo(
+        listen.host, listen.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+    )
+    listeners: list[trio.SocketListener] = []
+    try:
+        for family, kind, protocol, _, where in found:
+            opened = trio.socket.socket(family, kind, protocol)
+            listeners.append(await _listen(opened, where))
+    except BaseException:
+        for listener in listeners:
+            listener.socket.close()
+        raise
+    return listeners
+
+
+async def _listen(opened: trio.socket.SocketType, where: tuple[object, ...]) -> trio.SocketListener:
+    try:
+        opened.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        opened.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        if opened.family == socket.AF_INET6:
+            opened.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        await opened.bind(where)
+        opened.listen(BACKLOG)
+    except BaseException:
+        opened.close()
+        raise
+    return trio.SocketListener(opened)
 
 
 async def accept_forever(

@@ -1,7 +1,7 @@
 """The plain twin of the relay engine: trio tasks, public pyOpenSSL, and nothing clever.
 
 Each direction is a task of its own, so a slow reader in one never holds up the other. It keeps the
-promises of proxy.relay by the shortest code that does, at half the speed.
+promises of proxy.relay by the shortest code that does, several times slower.
 """
 
 from __future__ import annotations

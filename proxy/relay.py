@@ -22,6 +22,8 @@ changed under us or somebody doubts the engine.
 from __future__ import annotations
 
 import gc
+from dataclasses import replace
+from random import Random
 
 import trio
 
@@ -52,15 +54,25 @@ counting; the default of 700 makes a collection of every dozen connections for n
 
 DEFAULT_LIMITS = Limits()
 
+AGE_JITTER = 0.1
+"""The part of the greatest age by which it varies, so that connections which began together, after
+a restart perhaps, do not all end together (gRPC's value for its own MAX_CONNECTION_AGE)."""
+
+_chance = Random()  # noqa: S311 - nothing is kept secret by it
+
+_limits: trio.lowlevel.RunVar[Limits] = trio.lowlevel.RunVar("limits")
 _plain: trio.lowlevel.RunVar[bool] = trio.lowlevel.RunVar("plain")
 
 
-async def prepare(*, plain: bool = False) -> None:
+async def prepare(*, plain: bool = False, limits: Limits = DEFAULT_LIMITS) -> None:
     """Make this process and its trio run one that relays, before the first connection.
+
+    `limits` are those of every connection that is not given its own; ages vary by AGE_JITTER.
 
     Without this the engine is used too, nested; with it trio becomes the engine's guest.
     """
     settle_memory()
+    _limits.set(limits)
     if not plain and not openssl.available():
         log.warning(
             "the plain relay is used: this pyOpenSSL lacks what the engine needs",
@@ -92,7 +104,17 @@ async def relay(
     foreseen is raised.
     """
     run = plain_relay.relay if uses_plain() else engine_relay.relay
-    return await run(plain, tls, limits or DEFAULT_LIMITS, traffic or Traffic())
+    return await run(plain, tls, limits or _usual_limits(), traffic or Traffic())
+
+
+def _usual_limits() -> Limits:
+    try:
+        limits = _limits.get()
+    except LookupError:
+        return DEFAULT_LIMITS
+    if limits.age is None:
+        return limits
+    return replace(limits, age=limits.age * _chance.uniform(1 - AGE_JITTER, 1 + AGE_JITTER))
 
 
 def uses_plain() -> bool:

@@ -22,7 +22,7 @@ from proxy.discovery_state import DiscoveryState
 from proxy.handshake import MeshTls
 from proxy.identity import IdentityStore
 from proxy.inbound import InboundHandler
-from proxy.listener import Handler, accept_forever, connection_limit
+from proxy.listener import Handler, accept_forever, connection_limit, open_listeners
 from proxy.live_policy import LivePolicy
 from proxy.mode import MtlsMode
 from proxy.node import called_hosts, node_for
@@ -85,7 +85,7 @@ async def serve(
         try:
             connections = await nursery.start(_hold_connections, stop)
             async with trio.open_nursery() as acceptors:
-                doors = _Doors(acceptors, connections)
+                doors = _Doors(acceptors, connections, shared=config.shared_ports)
                 if config.discovery is not None:
                     await _await_policy(config, config.discovery, identities, policy, nursery)
                 ports = _ports(config, tls, policy, now)
@@ -130,7 +130,10 @@ async def _await_policy(
 class _Doors:
     """Opens ports and starts their accept loops, all under one limit of connections."""
 
-    def __init__(self, acceptors: trio.Nursery, connections: trio.Nursery) -> None:
+    def __init__(
+        self, acceptors: trio.Nursery, connections: trio.Nursery, *, shared: bool = False
+    ) -> None:
+        self._shared = shared
         self._acceptors = acceptors
         self._connections = connections
         self._slots = trio.Semaphore(connection_limit())
@@ -138,7 +141,7 @@ class _Doors:
     async def open(self, port: _Port) -> Address:
         """Listen and accept from now on; return the first address that is bound."""
         try:
-            listeners = await trio.open_tcp_listeners(port.listen.port, host=port.listen.host)
+            listeners = await open_listeners(port.listen, shared=self._shared)
         except OSError as error:
             raise ConfigError(
                 f"cannot listen on {port.listen}: {error.strerror or error}; "

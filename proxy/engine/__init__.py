@@ -66,6 +66,7 @@ Fairness
 --------
 An event moves at most 256 KiB, a batch is at most 64 events, and between two batches trio has its
 turn if it wants one. Epoll hands out ready descriptors in rotation. New connections cost far more
-than messages do (a handshake is most of a millisecond): trio runs one step of one handshake at a
-time, and the pump comes between any two.
+than messages do (a handshake is most of a millisecond): handshakes get a millisecond in each pass
+of trio's scheduler (`mesh.turnstile`), and the pump comes between any two tasks if it has not had
+a turn for half a millisecond. So a message waits for one step of one task, not for a storm.
 """

@@ -9,9 +9,10 @@ That turn-about needs no thread and no private name. trio tells instruments befo
 I/O, and for how long; at that point the pump takes over the waiting, with trio's own epoll among
 the descriptors it waits for (an epoll is readable when an event is due in it). When that is
 readable, when the time is up or when a task was woken, the pump returns and trio goes on with a
-wait that ends at once. The documented way to share a thread, `trio.lowlevel.start_guest_run`, was
-measured too: it waits for trio's I/O in a second thread, and handing each event from there costs a
-new connection, which is made of such events, about a third of its rate.
+wait that ends at once. By the same instrument the pump has a turn between any two tasks if
+the last one is half a millisecond ago. The documented way to share a thread,
+`trio.lowlevel.start_guest_run`, waits for trio's I/O in a second thread: every event of a new
+connection would be handed from one thread to another, with the interpreter's lock between them.
 """
 
 from __future__ import annotations
@@ -32,6 +33,10 @@ _pump: trio.lowlevel.RunVar[Pump] = trio.lowlevel.RunVar("pump")
 
 CLOCK_GRAIN = 0.002
 """Seconds that a wait may end too early by: epoll counts in milliseconds."""
+
+LOOK_EVERY = 0.0005
+"""Seconds of trio's tasks after which established connections are looked at, whatever else is
+ready. In a storm of new connections one pass of trio's scheduler takes many milliseconds."""
 
 DESCRIPTORS = Path("/proc/self/fdinfo")
 
@@ -77,11 +82,22 @@ async def _nested(pump: Pump) -> None:
 
 
 class _Host(trio.abc.Instrument):
-    """Waits in trio's stead."""
+    """Waits in trio's stead, and looks at the pump between two tasks when they take their time."""
 
     def __init__(self, pump: Pump, token: trio.lowlevel.TrioToken) -> None:
         self._pump = pump
         self._token = token
+        self._looked = time.perf_counter()
+
+    def after_task_step(self, task: trio.lowlevel.Task) -> None:  # noqa: ARG002
+        """Turn the pump if that was not done for a while: many tasks may be ready in one pass."""
+        if time.perf_counter() - self._looked < LOOK_EVERY:
+            return
+        try:
+            self._pump.turn(0)
+        except Exception as error:  # noqa: BLE001 - trio would log it and go on without us
+            self._token.run_sync_soon(_fail, error)
+        self._looked = time.perf_counter()
 
     def before_io_wait(self, timeout: float) -> None:
         """Turn the pump until trio has something to do."""
@@ -90,10 +106,12 @@ class _Host(trio.abc.Instrument):
             pump.called = False
             if timeout <= 0:
                 pump.turn(0)
+                self._looked = time.perf_counter()
                 return
             until = time.perf_counter() + timeout
-            while pump.turn(timeout) and not pump.called:
-                timeout = max(until - time.perf_counter(), 0)
+            while timeout > 0 and pump.turn(timeout) and not pump.called:
+                timeout = until - time.perf_counter()
+            self._looked = time.perf_counter()
             if pump.called or _deadline_is_due():
                 self._token.run_sync_soon(_nothing, idempotent=True)
         except Exception as error:  # noqa: BLE001 - trio would log it and go on without us

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import socket
 from pathlib import Path
 from typing import Annotated
@@ -94,8 +95,18 @@ def run(  # noqa: PLR0913 - one parameter per flag
     connect_timeout: Annotated[
         str, typer.Option(metavar="TIME", help="TCP and TLS to a peer, TCP to the app.")
     ] = "10s",
+    idle_timeout: Annotated[
+        str, typer.Option(metavar="TIME", help="End connections that carry nothing for so long.")
+    ] = "1h",
+    max_connection_age: Annotated[
+        str | None,
+        typer.Option(metavar="TIME", help="End connections about that old.", show_default="no end"),
+    ] = None,
+    workers: Annotated[
+        int, typer.Option(metavar="N", min=1, max=64, help="Processes that share the ports.")
+    ] = 1,
     plain_relay: Annotated[
-        bool, typer.Option("--plain-relay", help="Relay by public API only, at half the speed.")
+        bool, typer.Option("--plain-relay", help="Relay by public API only, several times slower.")
     ] = False,
     log_format: LogFormatOption = LogFormat.TEXT,
     log_level: LogLevelOption = LogLevel.INFO,
@@ -112,6 +123,7 @@ def run(  # noqa: PLR0913 - one parameter per flag
         ProxyConfig,
         parse_discovery,
         parse_inbound,
+        parse_limits,
         parse_mode,
         parse_outbound,
         parse_port_modes,
@@ -120,6 +132,7 @@ def run(  # noqa: PLR0913 - one parameter per flag
     from proxy.relay import prepare
     from proxy.server import serve
     from remora.program import run_program
+    from remora.supervisor import supervise, until_orphaned
 
     modes = parse_port_modes(port_mtls or ())
     mode = parse_mode(mtls_mode or "PERMISSIVE") if mtls_mode or modes else None
@@ -154,11 +167,20 @@ def run(  # noqa: PLR0913 - one parameter per flag
         trust_domain_aliases=parse_trust_domains(trust_domain_alias or ()),
         detect_timeout=parse_duration(detect_timeout).total_seconds(),
         connect_timeout=parse_duration(connect_timeout).total_seconds(),
+        shared_ports=workers > 1,
     )
     configure_logging(log_format, log_level)
 
+    limits = parse_limits(idle_timeout, max_connection_age)
+
     async def main() -> None:
-        await prepare(plain=plain_relay)
+        await prepare(plain=plain_relay, limits=limits)
         await serve(config)
 
-    run_program(main)
+    if workers == 1:
+        run_program(main)
+        return
+    supervise(
+        workers,
+        lambda _, lifeline: run_program(functools.partial(until_orphaned, main, lifeline)),
+    )

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import pytest
 import trio
+import trio.testing
 from structlog.testing import capture_logs
 
 from mesh import openssl
+from mesh.errors import ConfigError
 from proxy import relay as relays
+from proxy.config import parse_limits
 from proxy.engine import loops
-from proxy.relay import prepare, relay
+from proxy.errors import ConnectionFailed, TooOld
+from proxy.relay import Limits, prepare, relay
 from tests.proxy.network import receive_all, tcp_pair
 
 
@@ -80,6 +84,37 @@ async def test_the_plain_twin_is_used_when_a_private_name_is_missing(
     assert [line["missing"] for line in lines] == [["lib.SSL_read"]]
 
 
+@pytest.mark.parametrize("plain", [False, True])
+async def test_a_programs_limits_are_those_of_its_connections(
+    monkeypatch: pytest.MonkeyPatch, mock_clock: trio.testing.MockClock, *, plain: bool
+) -> None:
+    """And the greatest age is not the same for all, or all would begin again together."""
+    monkeypatch.setattr(relays, "settle_memory", lambda: None)
+    await prepare(plain=plain, limits=Limits(idle=1000, age=100))
+    failures: list[ConnectionFailed | None] = []
+    ends: list[float] = []
+
+    async def one(app_leg: trio.SocketStream, peer_leg: trio.SocketStream) -> None:
+        failures.append((await relay(app_leg, peer_leg)).failure)
+        ends.append(trio.current_time())
+
+    pairs = [(await tcp_pair(), await tcp_pair()) for _ in range(8)]
+    async with trio.open_nursery() as nursery:
+        for (_, app_leg), (_, peer_leg) in pairs:
+            nursery.start_soon(one, app_leg, peer_leg)
+        await trio.testing.wait_all_tasks_blocked()
+        for _ in range(112):
+            mock_clock.jump(1)
+            await trio.testing.wait_all_tasks_blocked()
+    assert all(isinstance(failure, TooOld) for failure in failures)
+    assert min(ends) >= 90
+    assert max(ends) <= 111
+    assert len(set(ends)) > 1
+    for (app, _), (peer, _) in pairs:
+        await app.aclose()
+        await peer.aclose()
+
+
 async def test_without_proc_the_engine_stays_nested(
     used: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: object
 ) -> None:
@@ -91,3 +126,11 @@ async def test_without_proc_the_engine_stays_nested(
     await carry()
     assert used == ["engine_relay"]
     assert not loops.current_pump().has_guest
+
+
+def test_limits_are_durations_longer_than_zero() -> None:
+    assert parse_limits("1h", None) == Limits(idle=3600, age=None)
+    assert parse_limits("30s", "24h") == Limits(idle=30, age=86400)
+    for idle, age in (("0s", None), ("1h", "0s"), ("soon", None)):
+        with pytest.raises(ConfigError):
+            parse_limits(idle, age)
