@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Collection, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 
 import trio
 from cryptography.hazmat.primitives import serialization
 
+from ca.acting import may_act_for
 from ca.authenticate import Caller
 from ca.bundle_publisher import BundlePublisher
 from ca.service import REVOKED
-from mesh.api import CA_ACCOUNT, GET_BUNDLE, LIST_FEDERATED_BUNDLES, MINT_JWT_SVID
+from mesh.api import GET_BUNDLE, LIST_FEDERATED_BUNDLES, MINT_JWT_SVID
 from mesh.bundle_document import BundleDocument, JwtKey
 from mesh.clock import Now
 from mesh.grpc import GrpcError, ServerCall, Service, Status
@@ -117,7 +118,8 @@ class BundleService:
             identity = SpiffeId(TrustDomain(asked.trust_domain), asked.path)
         except InvalidSpiffeId as error:
             raise GrpcError(Status.INVALID_ARGUMENT, str(error)) from error
-        if may_act_for(caller.identity, identity, self.trusted_nodes):
+        own = identity == caller.identity
+        if own or may_act_for(caller.identity, identity, self.trusted_nodes):
             return identity
         log.warning(
             "jwt-svid refused",
@@ -127,31 +129,6 @@ class BundleService:
             peer=call.peer.address,
         )
         raise GrpcError(Status.PERMISSION_DENIED, "this identity is not the caller's")
-
-
-def may_act_for(
-    caller: SpiffeId, identity: SpiffeId, trusted_nodes: Collection[ServiceAccount]
-) -> bool:
-    """Tell whether `caller` may have what is made for `identity`.
-
-    Itself; and a node that is trusted may have it for any workload of the same trust domain. Never
-    for the control plane's own namespace, whose name others rely on.
-    """
-    if caller == identity:
-        return True
-    account = caller.service_account
-    return (
-        account is not None
-        and account in trusted_nodes
-        and identity.member_of(caller.trust_domain)
-        and bool(identity.path)
-        and not _is_control_plane(identity)
-    )
-
-
-def _is_control_plane(identity: SpiffeId) -> bool:
-    account, own = identity.service_account, ServiceAccount.parse(CA_ACCOUNT)
-    return account is not None and account.namespace == own.namespace
 
 
 def _ttl(seconds: int) -> timedelta:

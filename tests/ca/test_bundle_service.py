@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 import trio
 
+from ca.acting import may_act_for
 from ca.bundle_publisher import BundlePublisher
-from ca.bundle_service import may_act_for
 from ca.jwt_keys import KEY_LIFE, PUBLISHED_AHEAD, load_jwt_keys
 from ca.operations import revoke_identity
 from mesh.api import GET_BUNDLE, LIST_FEDERATED_BUNDLES, MINT_JWT_SVID
