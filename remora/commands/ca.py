@@ -76,9 +76,8 @@ def serve(  # noqa: PLR0913 - one parameter per flag
 ) -> None:
     """Sign certificates for workloads, and send their proxies policy.
 
-    The first start makes keys and root in DIR. Agents need DIR/root-cert.pem
-    to trust the CA, and a token: from `remora token create`, or from the
-    issuers given with --jwks and --oidc-issuer.
+    Agents need DIR/root-cert.pem, made at the first start, and a token: of `remora token create`,
+    or of --jwks and --oidc-issuer. Policies and services are YAML files, read as they change.
     """
     from ca.config import (
         NO_FEDERATION,
