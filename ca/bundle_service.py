@@ -87,7 +87,7 @@ class BundleService:
         if caller.spend is not None:
             raise GrpcError(Status.PERMISSION_DENIED, "a join token is for a certificate alone")
         identity = self._whose(request.id, caller, call)
-        if self.is_revoked(identity):
+        if self.is_revoked(identity) or self.is_revoked(caller.identity):
             raise GrpcError(Status.PERMISSION_DENIED, REVOKED)
         ttl, now = _ttl(request.ttl), self.now()
         signer = self.publisher.keyring.signing(now)

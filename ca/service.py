@@ -112,6 +112,7 @@ class CertificateService:
         if (
             identity is None
             or caller.spend is not None
+            or self.authority().revocations.is_revoked(caller.identity)
             or not may_act_for(caller.identity, identity, self.trusted_nodes)
         ):
             self.decisions.impersonation(asked_for, caller, call.peer.address, self.now())
