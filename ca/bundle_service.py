@@ -10,8 +10,10 @@ import trio
 from cryptography.hazmat.primitives import serialization
 
 from ca.acting import may_act_for
+from ca.audit import AuditLog
 from ca.authenticate import Caller
 from ca.bundle_publisher import BundlePublisher
+from ca.errors import AuditFailed
 from ca.service import REVOKED
 from mesh.api import GET_BUNDLE, LIST_FEDERATED_BUNDLES, MINT_JWT_SVID
 from mesh.bundle_document import BundleDocument, JwtKey
@@ -59,6 +61,7 @@ class BundleService:
     trusted_nodes: frozenset[ServiceAccount] = frozenset()
     federated: Callable[[], Sequence[BundleDocument]] = tuple
     is_revoked: Callable[[SpiffeId], bool] = lambda _identity: False
+    audit: AuditLog | None = None
     now: Now
 
     def register(self, service: Service) -> None:
@@ -82,7 +85,7 @@ class BundleService:
     async def mint_jwt_svid(
         self, request: MintJWTSVIDRequest, call: ServerCall
     ) -> MintJWTSVIDResponse:
-        """Issue a JWT-SVID. Raises GrpcError; one log line either way."""
+        """Issue a JWT-SVID. Raises GrpcError. Every decision about a known caller is recorded."""
         caller = await self.identify(call)
         if caller.spend is not None:
             raise GrpcError(Status.PERMISSION_DENIED, "a join token is for a certificate alone")
@@ -102,15 +105,26 @@ class BundleService:
             )
         except InvalidJwtSvid as error:
             raise GrpcError(Status.INVALID_ARGUMENT, str(error)) from error
-        log.info(
-            "jwt-svid issued",
+        self._record(
+            "jwt_svid_issued",
             identity=str(identity),
             authenticator=caller.authenticator,
-            audience=list(svid.audiences),
+            audience=" ".join(svid.audiences),
             expires=svid.expires.isoformat(),
             peer=call.peer.address,
         )
         return MintJWTSVIDResponse(svid=_jwt_svid(svid))
+
+    def _record(self, event: str, **facts: str) -> None:
+        """Write a decision into the log and the audit log. Raises GrpcError: then it is void."""
+        log.info(event.replace("_", " "), **facts)
+        if self.audit is None:
+            return
+        try:
+            self.audit.record(event, self.now(), **facts)
+        except AuditFailed as error:
+            log.exception("a decision could not be recorded")
+            raise GrpcError(Status.INTERNAL, "the decision cannot be recorded") from error
 
     def _whose(self, asked: SPIFFEID, caller: Caller, call: ServerCall) -> SpiffeId:
         """Return whose token is asked for: the caller's own, unless it may act for others."""
@@ -121,8 +135,8 @@ class BundleService:
         own = identity == caller.identity
         if own or may_act_for(caller.identity, identity, self.trusted_nodes):
             return identity
-        log.warning(
-            "jwt-svid refused",
+        self._record(
+            "jwt_svid_refused",
             reason="impersonation_refused",
             identity=str(caller.identity),
             asked_for=str(identity),

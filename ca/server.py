@@ -79,6 +79,7 @@ async def serve(
         publisher=publisher,
         identify=certificates.identify,
         is_revoked=keeper.is_revoked,
+        audit=decisions.audit,
         trusted_nodes=frozenset(config.trusted_nodes),
         federated=federator.bundles,
         now=now,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from datetime import timedelta
@@ -65,6 +66,16 @@ def asked(
 async def test_a_token_for_the_caller_by_a_published_key(ca: Ca) -> None:
     async with channel_to(ca) as channel:
         response = await channel.unary(MINT_JWT_SVID, asked("a"), metadata=bearer(ca.token()))
+    [line] = (ca.config.state_dir / "audit.jsonl").read_text().splitlines()
+    assert json.loads(line) | {"time": "", "peer": "", "expires": ""} == {
+        "time": "",
+        "event": "jwt_svid_issued",
+        "identity": str(WEB),
+        "authenticator": "own-token",
+        "audience": "a",
+        "expires": "",
+        "peer": "",
+    }
     keys = load_jwt_keys(ca.config.state_dir, real_now()).published()
     svid = verify_jwt_svid(response.svid.token, {CLUSTER: keys}, ["a"], real_now())
     assert svid.id == WEB
