@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Collection, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 
 import trio
 from cryptography.hazmat.primitives import serialization
 
+from ca.acting import may_act_for
+from ca.audit import AuditLog
 from ca.authenticate import Caller
 from ca.bundle_publisher import BundlePublisher
+from ca.errors import AuditFailed
 from ca.service import REVOKED
-from mesh.api import CA_ACCOUNT, GET_BUNDLE, LIST_FEDERATED_BUNDLES, MINT_JWT_SVID
+from mesh.api import GET_BUNDLE, LIST_FEDERATED_BUNDLES, MINT_JWT_SVID
 from mesh.bundle_document import BundleDocument, JwtKey
 from mesh.clock import Now
 from mesh.grpc import GrpcError, ServerCall, Service, Status
@@ -58,6 +61,7 @@ class BundleService:
     trusted_nodes: frozenset[ServiceAccount] = frozenset()
     federated: Callable[[], Sequence[BundleDocument]] = tuple
     is_revoked: Callable[[SpiffeId], bool] = lambda _identity: False
+    audit: AuditLog | None = None
     now: Now
 
     def register(self, service: Service) -> None:
@@ -81,12 +85,12 @@ class BundleService:
     async def mint_jwt_svid(
         self, request: MintJWTSVIDRequest, call: ServerCall
     ) -> MintJWTSVIDResponse:
-        """Issue a JWT-SVID. Raises GrpcError; one log line either way."""
+        """Issue a JWT-SVID. Raises GrpcError. Every decision about a known caller is recorded."""
         caller = await self.identify(call)
         if caller.spend is not None:
             raise GrpcError(Status.PERMISSION_DENIED, "a join token is for a certificate alone")
         identity = self._whose(request.id, caller, call)
-        if self.is_revoked(identity):
+        if self.is_revoked(identity) or self.is_revoked(caller.identity):
             raise GrpcError(Status.PERMISSION_DENIED, REVOKED)
         ttl, now = _ttl(request.ttl), self.now()
         signer = self.publisher.keyring.signing(now)
@@ -101,15 +105,26 @@ class BundleService:
             )
         except InvalidJwtSvid as error:
             raise GrpcError(Status.INVALID_ARGUMENT, str(error)) from error
-        log.info(
-            "jwt-svid issued",
+        self._record(
+            "jwt_svid_issued",
             identity=str(identity),
             authenticator=caller.authenticator,
-            audience=list(svid.audiences),
+            audience=" ".join(svid.audiences),
             expires=svid.expires.isoformat(),
             peer=call.peer.address,
         )
         return MintJWTSVIDResponse(svid=_jwt_svid(svid))
+
+    def _record(self, event: str, **facts: str) -> None:
+        """Write a decision into the log and the audit log. Raises GrpcError: then it is void."""
+        log.info(event.replace("_", " "), **facts)
+        if self.audit is None:
+            return
+        try:
+            self.audit.record(event, self.now(), **facts)
+        except AuditFailed as error:
+            log.exception("a decision could not be recorded")
+            raise GrpcError(Status.INTERNAL, "the decision cannot be recorded") from error
 
     def _whose(self, asked: SPIFFEID, caller: Caller, call: ServerCall) -> SpiffeId:
         """Return whose token is asked for: the caller's own, unless it may act for others."""
@@ -117,41 +132,17 @@ class BundleService:
             identity = SpiffeId(TrustDomain(asked.trust_domain), asked.path)
         except InvalidSpiffeId as error:
             raise GrpcError(Status.INVALID_ARGUMENT, str(error)) from error
-        if may_act_for(caller.identity, identity, self.trusted_nodes):
+        own = identity == caller.identity
+        if own or may_act_for(caller.identity, identity, self.trusted_nodes):
             return identity
-        log.warning(
-            "jwt-svid refused",
+        self._record(
+            "jwt_svid_refused",
             reason="impersonation_refused",
             identity=str(caller.identity),
             asked_for=str(identity),
             peer=call.peer.address,
         )
         raise GrpcError(Status.PERMISSION_DENIED, "this identity is not the caller's")
-
-
-def may_act_for(
-    caller: SpiffeId, identity: SpiffeId, trusted_nodes: Collection[ServiceAccount]
-) -> bool:
-    """Tell whether `caller` may have what is made for `identity`.
-
-    Itself; and a node that is trusted may have it for any workload of the same trust domain. Never
-    for the control plane's own namespace, whose name others rely on.
-    """
-    if caller == identity:
-        return True
-    account = caller.service_account
-    return (
-        account is not None
-        and account in trusted_nodes
-        and identity.member_of(caller.trust_domain)
-        and bool(identity.path)
-        and not _is_control_plane(identity)
-    )
-
-
-def _is_control_plane(identity: SpiffeId) -> bool:
-    account, own = identity.service_account, ServiceAccount.parse(CA_ACCOUNT)
-    return account is not None and account.namespace == own.namespace
 
 
 def _ttl(seconds: int) -> timedelta:

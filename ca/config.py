@@ -13,6 +13,7 @@ from cryptography import x509
 
 from ca.authority import TtlLimits
 from ca.cacerts import ROOT as PLUGGED_IN_ROOT
+from ca.federation import Federation, parse_federation
 from ca.oidc import check_url
 from ca.rate_limit import DEFAULT_PER_IDENTITY, DEFAULT_TOTAL, Rate
 from ca.state import ROOT_CERT
@@ -21,6 +22,7 @@ from mesh.address import Address
 from mesh.api import CA_ACCOUNT, CA_DNS_NAME, TOKEN_AUDIENCE
 from mesh.duration import format_duration, parse_duration
 from mesh.errors import ConfigError
+from mesh.files import read_file
 from mesh.spiffe import InvalidSpiffeId, ServiceAccount, SpiffeId, TrustDomain, service_account_id
 
 DEFAULT_TTL = timedelta(hours=24)
@@ -43,6 +45,8 @@ RESOURCES_DIR = "resources"
 
 OWN_NAMES = ("localhost", CA_DNS_NAME, "127.0.0.1", "::1")
 """The serving certificate's names on one machine, and the one that Istio's agents expect."""
+
+NO_FEDERATION = Federation()
 
 _DNS_LABEL = "[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?"
 _DNS_NAME = re.compile(rf"{_DNS_LABEL}(\.{_DNS_LABEL})*")
@@ -68,6 +72,8 @@ class CaConfig:
     issuer_ca: Path | None = None
     token_audiences: tuple[str, ...] = (TOKEN_AUDIENCE,)
     metrics_listen: Address | None = None
+    federation: Federation = NO_FEDERATION
+    trusted_nodes: tuple[ServiceAccount, ...] = ()
     rate_limit: Rate | None = DEFAULT_TOTAL
     identity_rate_limit: Rate | None = DEFAULT_PER_IDENTITY
     resources: Path | None = None
@@ -122,6 +128,19 @@ class CaConfig:
     def ttl_limits(self) -> TtlLimits:
         """The lives of workload certificates."""
         return TtlLimits(default=self.default_ttl, maximum=self.max_ttl)
+
+
+def read_federation(path: Path, own: TrustDomain) -> Federation:
+    """Read the operator's federation file. Raises ConfigError."""
+    return parse_federation(read_file(path, "federation file"), path, own)
+
+
+def parse_node_accounts(texts: Sequence[str]) -> tuple[ServiceAccount, ...]:
+    """Parse the accounts of nodes that may act for their workloads. Raises ConfigError."""
+    try:
+        return tuple(ServiceAccount.parse(text) for text in texts)
+    except InvalidSpiffeId as error:
+        raise ConfigError(f"--trusted-node-account: {error}") from error
 
 
 def parse_trust_domain(text: str) -> TrustDomain:

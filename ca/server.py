@@ -10,12 +10,14 @@ import trio
 import trio.abc
 
 from ca.audit import AuditLog
+from ca.bundle_endpoint import bundle_pages, tls_accept
 from ca.bundle_publisher import BundlePublisher
 from ca.bundle_service import BundleService
 from ca.config import CaConfig
 from ca.control_plane import ControlPlane
 from ca.decisions import Decisions
 from ca.discovery.fleet import MAX_PROXIES
+from ca.federator import Federator
 from ca.issued_log import IssuedLog
 from ca.issuers import authenticator_chain, remote_issuers
 from ca.jwt_keys import load_jwt_keys
@@ -48,6 +50,7 @@ class Running:
 
     addresses: tuple[Address, ...]
     metrics: Address | None = None
+    bundle_endpoint: Address | None = None
 
 
 async def serve(
@@ -66,14 +69,19 @@ async def serve(
         authority=keeper.authority,
         authenticators=authenticator_chain(config, token_key, issuers, keeper.revoked_serials),
         now=now,
+        trusted_nodes=frozenset(config.trusted_nodes),
         limiter=RateLimiter(config.rate_limit, config.identity_rate_limit, now()),
         decisions=decisions,
     )
     certificates.register(service)
+    federator = await trio.to_thread.run_sync(Federator, config.federation, config.state_dir, now)
     BundleService(
         publisher=publisher,
         identify=certificates.identify,
         is_revoked=keeper.is_revoked,
+        audit=decisions.audit,
+        trusted_nodes=frozenset(config.trusted_nodes),
+        federated=federator.bundles,
         now=now,
     ).register(service)
     control = ControlPlane(config, certificates.identify, now)
@@ -85,10 +93,12 @@ async def serve(
         running = Running(
             addresses=tuple(_address(at.socket.getsockname()) for at in listeners),
             metrics=await _serve_metrics(config, nursery, decisions, keeper, now),
+            bundle_endpoint=await _serve_bundle(config, nursery, publisher, serving),
         )
         nursery.start_soon(serving.keep_renewing)
         nursery.start_soon(keeper.run)
         nursery.start_soon(publisher.keep_keys)
+        nursery.start_soon(federator.run)
         await nursery.start(control.run)
         await nursery.start(
             partial(serve_grpc, service, listeners, accept=_tls_accept(serving), limits=LIMITS)
@@ -128,6 +138,23 @@ async def _serve_metrics(
     listeners = await _listen(config.metrics_listen)
     await nursery.start(serve_pages, {"/metrics": metrics}, listeners)
     return _address(listeners[0].socket.getsockname())
+
+
+async def _serve_bundle(
+    config: CaConfig,
+    nursery: trio.Nursery,
+    publisher: BundlePublisher,
+    serving: ServingCertificate,
+) -> Address | None:
+    endpoint = config.federation.endpoint
+    if endpoint is None:
+        return None
+    accept = tls_accept(endpoint, serving.session)
+    listeners = await _listen(endpoint.listen)
+    await nursery.start(serve_pages, bundle_pages(publisher), listeners, accept)
+    address = _address(listeners[0].socket.getsockname())
+    _log.info("bundle endpoint ready", address=str(address))
+    return address
 
 
 async def _listen(address: Address) -> list[trio.SocketListener]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from google.protobuf.struct_pb2 import Value
 
+from ca.acting import may_act_for
 from ca.authenticate import Authenticator, Caller, Presented, identify
 from ca.authority import Authority
 from ca.decisions import Decisions
@@ -20,13 +21,16 @@ from ca.errors import (
     SigningError,
 )
 from ca.rate_limit import RateLimiter
-from mesh.api import CREATE_CERTIFICATE, REPLACED_SERIAL, TAKES_REVOCATION_LISTS
+from mesh.api import (
+    CREATE_CERTIFICATE,
+    IMPERSONATED_IDENTITY,
+    REPLACED_SERIAL,
+    TAKES_REVOCATION_LISTS,
+)
 from mesh.clock import Now
 from mesh.grpc import GrpcError, ServerCall, Service, Status
 from mesh.protos.istio_ca_pb2 import IstioCertificateRequest, IstioCertificateResponse
-
-IMPERSONATED_IDENTITY = "ImpersonatedIdentity"
-"""Istio: the request metadata by which a node proxy asks for another account's certificate."""
+from mesh.spiffe import InvalidSpiffeId, ServiceAccount, SpiffeId
 
 NOT_AUTHENTICATED = "request authenticate failure"
 NOT_IMPERSONATED = "request impersonation authentication failure"
@@ -58,6 +62,7 @@ class CertificateService:
     authority: Callable[[], Authority]
     authenticators: tuple[Authenticator, ...]
     now: Now
+    trusted_nodes: frozenset[ServiceAccount] = frozenset()
     limiter: RateLimiter | None = None
     decisions: Decisions = field(default_factory=Decisions)
 
@@ -71,7 +76,7 @@ class CertificateService:
         """Issue a certificate for whoever calls. Raises GrpcError. Every decision is recorded."""
         self.decisions.asked()
         caller = await self.identify(call)
-        self._refuse_impersonation(request, caller, call)
+        caller = self._whom(request, caller, call)
         self._limit(caller, call)
         try:
             issued = self.authority().sign(
@@ -98,14 +103,22 @@ class CertificateService:
         except CallerUnknown as error:
             raise self._not_authenticated(error, call) from error
 
-    def _refuse_impersonation(
-        self, request: IstioCertificateRequest, caller: Caller, call: ServerCall
-    ) -> None:
-        """Refuse a request made in another's name: nobody is trusted to make one."""
+    def _whom(self, request: IstioCertificateRequest, caller: Caller, call: ServerCall) -> Caller:
+        """Return whom the certificate is for: another than the caller only for trusted nodes."""
         asked_for = _impersonated(request)
-        if asked_for is not None:
+        if asked_for is None:
+            return caller
+        identity = _parse_id(asked_for)
+        if (
+            identity is None
+            or caller.spend is not None
+            or self.authority().revocations.is_revoked(caller.identity)
+            or not may_act_for(caller.identity, identity, self.trusted_nodes)
+        ):
             self.decisions.impersonation(asked_for, caller, call.peer.address, self.now())
             raise GrpcError(Status.UNAUTHENTICATED, NOT_IMPERSONATED)
+        how = f"{caller.authenticator} of {caller.identity}"
+        return Caller(identity=identity, authenticator=how)
 
     def _limit(self, caller: Caller, call: ServerCall) -> None:
         if self.limiter is None:
@@ -130,6 +143,13 @@ class CertificateService:
         """Record why, authenticator by authenticator, and return what the caller may know."""
         self.decisions.not_authenticated(error, call.peer.address, self.now())
         return GrpcError(Status.UNAUTHENTICATED, NOT_AUTHENTICATED)
+
+
+def _parse_id(text: str) -> SpiffeId | None:
+    try:
+        return SpiffeId.parse(text)
+    except InvalidSpiffeId:
+        return None
 
 
 def _impersonated(request: IstioCertificateRequest) -> str | None:

@@ -5,12 +5,18 @@ GET and HEAD of fixed paths, nothing else; everything a client may do is bounded
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
 import h11
 import trio
+import trio.abc
+
+from mesh.errors import RemoraError
+from mesh.log import get_logger
+
+log = get_logger("http")
 
 REQUEST_DEADLINE = 10.0
 """Seconds for one request and its answer, and for a connection to stand idle: scrapers come every
@@ -36,9 +42,23 @@ Pages = Mapping[str, Callable[[], Page]]
 """What makes each page, by path."""
 
 
+Accept = Callable[[trio.SocketStream], Awaitable[trio.abc.Stream]]
+"""Turns a socket into the stream that HTTP runs on; a TLS handshake goes here.
+
+May raise RemoraError, trio.BrokenResourceError.
+"""
+
+
+async def accept_plain(stream: trio.SocketStream) -> trio.abc.Stream:
+    """Take a connection as it is."""
+    await trio.lowlevel.checkpoint()
+    return stream
+
+
 async def serve_pages(
     pages: Pages,
     listeners: Sequence[trio.SocketListener],
+    accept: Accept = accept_plain,
     task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Serve until cancelled."""
@@ -50,7 +70,7 @@ async def serve_pages(
         except trio.WouldBlock:
             return
         try:
-            await _serve_connection(pages, stream)
+            await _serve_socket(pages, stream, accept)
         finally:
             open_now.release()
 
@@ -59,7 +79,18 @@ async def serve_pages(
         task_status.started()
 
 
-async def _serve_connection(pages: Pages, stream: trio.SocketStream) -> None:
+async def _serve_socket(pages: Pages, socket: trio.SocketStream, accept: Accept) -> None:
+    try:
+        with trio.fail_after(REQUEST_DEADLINE):
+            stream = await accept(socket)
+    except (RemoraError, trio.TooSlowError, trio.BrokenResourceError) as error:
+        log.debug("connection lost before it was up", error=str(error))
+        return
+    async with stream:
+        await _serve_connection(pages, stream)
+
+
+async def _serve_connection(pages: Pages, stream: trio.abc.Stream) -> None:
     connection = h11.Connection(h11.SERVER)
     try:
         while connection.our_state is h11.IDLE:
@@ -70,14 +101,12 @@ async def _serve_connection(pages: Pages, stream: trio.SocketStream) -> None:
         return
 
 
-async def _serve_request(
-    pages: Pages, connection: h11.Connection, stream: trio.SocketStream
-) -> bool:
+async def _serve_request(pages: Pages, connection: h11.Connection, stream: trio.abc.Stream) -> bool:
     """Answer one request. False if there is none, or will be no other."""
     request: h11.Request | None = None
     while not isinstance(event := connection.next_event(), h11.EndOfMessage):
         if event is h11.NEED_DATA:
-            connection.receive_data(await stream.receive_some(READ_SIZE))
+            connection.receive_data(bytes(await stream.receive_some(READ_SIZE)))
         elif isinstance(event, h11.Request):
             request = event
         elif not isinstance(event, h11.Data):

@@ -53,11 +53,23 @@ def refusal(view: View, known: Known) -> ConnectionFailed | None:
         return PlaintextOnStrict(known.peer, known.port, mode.decided_by)
     if not known.identified:
         return None
-    domains, identity = view.trust_domains, known.peer_id
-    if domains is not None and identity is not None and not domains.accepts(str(identity)):
-        return outside_the_mesh(identity, domains)
     decision = decide(view, known)
-    return None if decision.allowed else access_denied(known.peer, decision)
+    if not decision.allowed:
+        return access_denied(known.peer, decision)
+    return _stranger(view, known.peer_id, decision)
+
+
+def _stranger(view: View, identity: SpiffeId | None, decision: Decision) -> ConnectionFailed | None:
+    """Refuse a member of another trust domain, unless it was a policy naming that which let it in.
+
+    Only a federated one's come so far: others fail in the handshake.
+    """
+    domains = view.trust_domains
+    if domains is None or identity is None or domains.accepts(str(identity)):
+        return None
+    if view.authorization.names(decision.rule, identity.trust_domain.name):
+        return None
+    return outside_the_mesh(identity, domains)
 
 
 _NOT_MUTUAL = (Transport.PLAINTEXT, Transport.PASSTHROUGH)

@@ -81,6 +81,7 @@ class ProxyConfig:
     captured: Captured | None = None
     discovery: Discovery | None = None
     trust_domain_aliases: frozenset[TrustDomain] = frozenset()
+    federated_trust_domains: frozenset[TrustDomain] = frozenset()
     detect_timeout: float = DETECT_TIMEOUT.total_seconds()
     connect_timeout: float = CONNECT_TIMEOUT.total_seconds()
     shared_ports: bool = False

@@ -98,12 +98,10 @@ class MeshTls:
         leaves, and then has reset the stream.
         """
         contexts = self._contexts()
-        if contexts.domains is not None:
-            check = only_the_mesh(contexts.domains)
-        else:
-            check = only_trust_domains(self._aliases | {contexts.identity.svid.id.trust_domain})
         session = contexts.server.session(
-            self._now(), check_peer=check, descriptor=_descriptor_of(stream)
+            self._now(),
+            check_peer=self._members(contexts, contexts.identity.federated),
+            descriptor=_descriptor_of(stream),
         )
         return await shake_hands(stream, session, peer, contexts.describe)
 
@@ -121,7 +119,7 @@ class MeshTls:
         Otherwise as `accept`.
         """
         contexts = self._contexts()
-        check = None if expected is None else only_identities(expected)
+        check = self._members(contexts) if expected is None else only_identities(expected)
         try:
             session = contexts.client.session(
                 self._now(),
@@ -133,6 +131,18 @@ class MeshTls:
             reset(stream)
             raise handshake_failure(error, peer) from error
         return await shake_hands(stream, session, peer, contexts.describe)
+
+    def _members(
+        self, contexts: _Contexts, federated: frozenset[TrustDomain] = frozenset()
+    ) -> PeerCheck:
+        """Return a check for members of the mesh, and of the trust domains in `federated`.
+
+        Whether those of the latter may do anything is for policy to say.
+        """
+        if contexts.domains is not None:
+            return only_the_mesh(contexts.domains, federated)
+        own = contexts.identity.svid.id.trust_domain
+        return only_trust_domains(self._aliases | {own} | federated)
 
     def _contexts(self) -> _Contexts:
         identity, config = self._newest(), self._mesh_config()
@@ -178,11 +188,11 @@ def _bundles_for(identity: Identity, domains: TrustDomains | None) -> Bundles:
     return bundles
 
 
-def only_the_mesh(domains: TrustDomains) -> PeerCheck:
-    """Return a check that lets in members of the mesh's trust domains and nobody else."""
+def only_the_mesh(domains: TrustDomains, federated: Collection[TrustDomain] = ()) -> PeerCheck:
+    """Return a check that lets in members of the mesh's trust domains and of `federated` ones."""
 
     def check(identity: SpiffeId) -> None:
-        if not domains.accepts(str(identity)):
+        if not domains.accepts(str(identity)) and identity.trust_domain not in federated:
             raise outside_the_mesh(identity, domains)
 
     return check

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import trio
 
 from mesh.bundle import Bundles
+from mesh.spiffe import TrustDomain
 from mesh.svid import X509Svid
 
 
@@ -20,6 +21,8 @@ class Identity:
 
     svid: X509Svid
     bundles: Bundles
+    federated: frozenset[TrustDomain] = frozenset()
+    """The foreign trust domains among them, with roots of their own."""
 
 
 class IdentityStore:

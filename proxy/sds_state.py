@@ -36,9 +36,16 @@ class SecretRefused(RemoraError):
 class SecretsState:
     """One proxy's subscription. Kept over reconnections, so nothing good is lost with a stream."""
 
-    def __init__(self, node_id: str, aliases: Collection[TrustDomain] = ()) -> None:
+    def __init__(
+        self,
+        node_id: str,
+        aliases: Collection[TrustDomain] = (),
+        federated: Collection[TrustDomain] = (),
+    ) -> None:
         self._node_id = node_id
         self._aliases = frozenset(aliases)
+        self._federated = {domain.id: domain for domain in sorted(federated)}
+        self._foreign: dict[TrustDomain, TrustBundle] = {}
         self._version = ""
         self._svid: X509Svid | None = None
         self._roots_pem: bytes | None = None
@@ -53,7 +60,7 @@ class SecretsState:
         A response with anything unusable in it is refused whole, by a NACK that says why.
         """
         try:
-            svid, roots = self._read(response)
+            svid, roots, foreign = self._read(response)
         except SecretRefused as refusal:
             request = self._request(nonce=response.nonce)
             detail = ErrorDetail(code=Status.INVALID_ARGUMENT, message=str(refusal))
@@ -61,6 +68,7 @@ class SecretsState:
             return request
         self._svid = svid or self._svid
         self._roots_pem = roots or self._roots_pem
+        self._foreign |= foreign
         self._version = response.version_info
         return self._request(nonce=response.nonce)
 
@@ -80,27 +88,35 @@ class SecretsState:
             verify_chain(self._svid.chain, bundles, now)
         except PeerRejected as error:
             raise SecretRefused(f"our own certificate does not fit our roots: {error}") from error
-        return Identity(svid=self._svid, bundles=bundles)
+        foreign = {d: bundle for d, bundle in self._foreign.items() if d not in bundles}
+        return Identity(
+            svid=self._svid, bundles={**bundles, **foreign}, federated=frozenset(foreign)
+        )
 
     def _request(self, nonce: str) -> DiscoveryRequest:
         return DiscoveryRequest(
             version_info=self._version,
             node=Node(id=self._node_id),
-            resource_names=RESOURCES,
+            resource_names=(*RESOURCES, *self._federated),
             type_url=SECRET_TYPE_URL,
             response_nonce=nonce,
         )
 
-    def _read(self, response: DiscoveryResponse) -> tuple[X509Svid | None, bytes | None]:
+    def _read(
+        self, response: DiscoveryResponse
+    ) -> tuple[X509Svid | None, bytes | None, dict[TrustDomain, TrustBundle]]:
         svid: X509Svid | None = None
         roots: bytes | None = None
+        foreign: dict[TrustDomain, TrustBundle] = {}
         for resource in response.resources:
             secret = _decode(resource.type_url, resource.value)
             if secret.name == SVID_RESOURCE:
                 svid = _svid(secret)
             elif secret.name == BUNDLE_RESOURCE:
                 roots = _roots(secret)
-        return svid, roots
+            elif domain := self._federated.get(secret.name):
+                foreign[domain] = TrustBundle.from_pem(domain, _roots(secret))
+        return svid, roots, foreign
 
 
 def _decode(type_url: str, value: bytes) -> Secret:

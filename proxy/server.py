@@ -72,7 +72,7 @@ async def serve(
     cannot be opened.
     """
     identities, policy, stop = IdentityStore(), LivePolicy(), trio.Event()
-    secrets = SecretsState(node_id(), config.trust_domain_aliases)
+    secrets = SecretsState(node_id(), config.trust_domain_aliases, config.federated_trust_domains)
     tls = MeshTls(
         lambda: identities.current,
         now,

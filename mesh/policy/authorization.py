@@ -77,8 +77,18 @@ class Authorization:
             for action in (Action.DENY, Action.ALLOW)
             if any(policy.action is action for policy in dry)
         )
+        self._named = {(p.namespace, p.name): p.names_domains for p in chosen}
         self._http = _rules_of([(policy, policy.http) for policy in chosen], custom=True)
         self._tcp = _rules_of([(policy, policy.tcp) for policy in chosen], custom=judges_tcp)
+
+    def names(self, rule: CompiledRule | None, domain: str) -> bool:
+        """Tell whether the policy of the rule that decided names a trust domain outright.
+
+        A wildcard was written with the members of one's own mesh in mind.
+        """
+        if rule is None:
+            return False
+        return domain in self._named.get((rule.namespace, rule.policy), ())
 
     def custom_check(
         self, connection: Connection, request: HttpRequest | None = None

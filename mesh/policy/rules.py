@@ -7,7 +7,7 @@ side of denying. A value that cannot be compared at all is treated the same way.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from mesh.policy import matchers
@@ -57,6 +57,8 @@ class CompiledPolicy:
     provider: str
     tcp: tuple[CompiledRule, ...]
     http: tuple[CompiledRule, ...]
+    names_domains: frozenset[str] = frozenset()
+    """The trust domains that an ALLOW policy names outright, without a wildcard."""
 
 
 def compile_policy(policy: AuthorizationPolicy, trust_domains: TrustDomains) -> CompiledPolicy:
@@ -72,7 +74,17 @@ def compile_policy(policy: AuthorizationPolicy, trust_domains: TrustDomains) -> 
         provider="" if spec.provider is None else spec.provider.name,
         tcp=_compile_rules(policy, context, http=False),
         http=_compile_rules(policy, context, http=True),
+        names_domains=frozenset(_named_domains(policy)),
     )
+
+
+def _named_domains(policy: AuthorizationPolicy) -> Iterator[str]:
+    if policy.spec.action is not Action.ALLOW:
+        return
+    sources = (one.source for rule in policy.spec.rules or () for one in rule.from_ or ())
+    for source in sources:
+        principals = (principal.split("/")[0] for principal in source.principals)
+        yield from (name for name in (*principals, *source.trust_domains) if "*" not in name)
 
 
 def is_dry_run(policy: AuthorizationPolicy) -> bool:

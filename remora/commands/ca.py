@@ -43,7 +43,7 @@ def serve(  # noqa: PLR0913 - one parameter per flag
         str | None, typer.Option(metavar="ISS", help="What its tokens must name as iss.")
     ] = None,
     oidc_issuer: Annotated[
-        str | None, typer.Option(metavar="URL", help="One more, by OpenID Connect Discovery.")
+        str | None, typer.Option(metavar="URL", help="One more, by OIDC discovery.")
     ] = None,
     issuer_ca: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Roots of the issuers' own servers.")
@@ -52,7 +52,7 @@ def serve(  # noqa: PLR0913 - one parameter per flag
         list[str] | None, typer.Option(metavar="AUD", help="Instead of istio-ca. Repeatable.")
     ] = None,
     rate_limit: Annotated[
-        float, typer.Option(metavar="N", help="Certificates a second; 0: any number.")
+        float, typer.Option(metavar="N", help="Certificates a second; 0: any.")
     ] = 5000,
     identity_rate_limit: Annotated[
         float, typer.Option(metavar="N", help="The same, for one identity.")
@@ -64,16 +64,30 @@ def serve(  # noqa: PLR0913 - one parameter per flag
         Path | None,
         typer.Option(metavar="DIR", help="Instead of DIR/resources."),
     ] = None,
+    federation: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Trust domains to federate with.")
+    ] = None,
+    trusted_node_account: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NS/SA", help="Acts for others. Repeatable."),
+    ] = None,
     log_format: LogFormatOption = LogFormat.TEXT,
     log_level: LogLevelOption = LogLevel.INFO,
 ) -> None:
     """Sign certificates for workloads, and send their proxies policy.
 
-    The first start makes keys and root in DIR. Agents need DIR/root-cert.pem
-    to trust the CA, and a token: from `remora token create`, or from the
-    issuers given with --jwks and --oidc-issuer.
+    Agents need DIR/root-cert.pem, made at the first start, and a token: of `remora token create`,
+    or of --jwks and --oidc-issuer. Policies and services are YAML files, read as they change.
     """
-    from ca.config import CaConfig, parse_rate, parse_trust_domain, split_jwks
+    from ca.config import (
+        NO_FEDERATION,
+        CaConfig,
+        parse_node_accounts,
+        parse_rate,
+        parse_trust_domain,
+        read_federation,
+        split_jwks,
+    )
     from ca.rate_limit import DEFAULT_PER_IDENTITY, DEFAULT_TOTAL
     from ca.server import serve as serve_ca
     from mesh.address import Address
@@ -81,11 +95,12 @@ def serve(  # noqa: PLR0913 - one parameter per flag
     from mesh.duration import parse_duration
     from remora.program import run_program
 
+    domain = parse_trust_domain(trust_domain)
     jwks_file, jwks_url = split_jwks(jwks)
     config = CaConfig(
         state_dir=state_dir,
         listen=Address.parse(listen),
-        trust_domain=parse_trust_domain(trust_domain),
+        trust_domain=domain,
         ca_certs=ca_certs,
         dns_names=tuple(dns_name or ()),
         default_ttl=parse_duration(workload_cert_ttl),
@@ -102,6 +117,8 @@ def serve(  # noqa: PLR0913 - one parameter per flag
             "--identity-rate-limit", identity_rate_limit, DEFAULT_PER_IDENTITY
         ),
         resources=resources,
+        federation=NO_FEDERATION if federation is None else read_federation(federation, domain),
+        trusted_nodes=parse_node_accounts(trusted_node_account or ()),
     )
     configure_logging(log_format, log_level)
     run_program(functools.partial(serve_ca, config))

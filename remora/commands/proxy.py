@@ -89,6 +89,10 @@ def run(  # noqa: PLR0913 - one parameter per flag
         list[str] | None,
         typer.Option(metavar="TD", help="One more trust domain to admit. Repeatable."),
     ] = None,
+    federated_trust_domain: Annotated[
+        list[str] | None,
+        typer.Option(metavar="TD", help="The same, with roots of its own. Repeatable."),
+    ] = None,
     detect_timeout: Annotated[
         str, typer.Option(metavar="TIME", help="Wait for a client's first bytes.")
     ] = "5s",
@@ -165,6 +169,7 @@ def run(  # noqa: PLR0913 - one parameter per flag
         captured=captured,
         discovery=discovery,
         trust_domain_aliases=parse_trust_domains(trust_domain_alias or ()),
+        federated_trust_domains=parse_trust_domains(federated_trust_domain or ()),
         detect_timeout=parse_duration(detect_timeout).total_seconds(),
         connect_timeout=parse_duration(connect_timeout).total_seconds(),
         shared_ports=workers > 1,

@@ -201,6 +201,23 @@ async def test_a_connection_that_is_closed_is_not_watched_any_more(path: Path) -
                 await stream.aclose()
 
 
+async def test_no_user_takes_the_places_of_all_others(
+    path: Path, nursery: trio.Nursery, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("agent.attested.MAX_CONNECTIONS", 2)
+    gate = attesting_gate(nursery)
+    async with unix_listener(path) as listener:
+        with calling(path), calling(path), calling(path):
+            sockets = [await accept(listener) for _ in range(3)]
+            streams = [(await gate(socket))[0] for socket in sockets[:2]]
+            with pytest.raises(CallerRefused, match="2 connections open already"):
+                await gate(sockets[2])
+            await streams[0].aclose()
+            streams.append((await gate(sockets[2]))[0])
+            for stream in streams:
+                await stream.aclose()
+
+
 async def test_a_process_out_of_sight_is_refused(
     path: Path, nursery: trio.Nursery, monkeypatch: pytest.MonkeyPatch
 ) -> None:

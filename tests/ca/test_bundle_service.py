@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from datetime import timedelta
@@ -11,8 +12,8 @@ from pathlib import Path
 import pytest
 import trio
 
+from ca.acting import may_act_for
 from ca.bundle_publisher import BundlePublisher
-from ca.bundle_service import may_act_for
 from ca.jwt_keys import KEY_LIFE, PUBLISHED_AHEAD, load_jwt_keys
 from ca.operations import revoke_identity
 from mesh.api import GET_BUNDLE, LIST_FEDERATED_BUNDLES, MINT_JWT_SVID
@@ -65,6 +66,16 @@ def asked(
 async def test_a_token_for_the_caller_by_a_published_key(ca: Ca) -> None:
     async with channel_to(ca) as channel:
         response = await channel.unary(MINT_JWT_SVID, asked("a"), metadata=bearer(ca.token()))
+    [line] = (ca.config.state_dir / "audit.jsonl").read_text().splitlines()
+    assert json.loads(line) | {"time": "", "peer": "", "expires": ""} == {
+        "time": "",
+        "event": "jwt_svid_issued",
+        "identity": str(WEB),
+        "authenticator": "own-token",
+        "audience": "a",
+        "expires": "",
+        "peer": "",
+    }
     keys = load_jwt_keys(ca.config.state_dir, real_now()).published()
     svid = verify_jwt_svid(response.svid.token, {CLUSTER: keys}, ["a"], real_now())
     assert svid.id == WEB

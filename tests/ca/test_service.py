@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import timedelta
 from types import SimpleNamespace
 from typing import Any, cast
@@ -148,6 +149,35 @@ async def test_impersonation_is_refused(value: object) -> None:
     assert error.message == "request impersonation authentication failure"
     assert line["event"] == "impersonation refused"
     assert line["identity"] == str(WEB)
+
+
+DB = "spiffe://cluster.local/ns/foo/sa/db"
+NODE = replace(SERVICE, trusted_nodes=frozenset({ServiceAccount("foo", "web")}))
+
+
+async def test_a_trusted_node_gets_the_certificates_of_its_workloads() -> None:
+    answer = await ask(request(ImpersonatedIdentity=DB), service=NODE)
+    assert str(leaf_id(parse_certificates_pem(answer.cert_chain[0].encode())[0])) == DB
+
+
+@pytest.mark.parametrize(
+    "value",
+    ["spiffe://other/ns/foo/sa/db", "spiffe://cluster.local/ns/istio-system/sa/istiod", "junk"],
+)
+async def test_what_a_trusted_node_does_not_get(value: str) -> None:
+    with pytest.raises(GrpcError) as caught:
+        await ask(request(ImpersonatedIdentity=value), service=NODE)
+    assert caught.value.code is Status.UNAUTHENTICATED
+
+
+async def test_a_node_that_is_revoked_acts_for_nobody() -> None:
+    revocations = AUTHORITY.revocations.revoke_identity(WEB, NOW)
+    revoked = replace(AUTHORITY, revocations=revocations)
+    with pytest.raises(GrpcError) as caught:
+        await ask(
+            request(ImpersonatedIdentity=DB), service=replace(NODE, authority=lambda: revoked)
+        )
+    assert caught.value.code is Status.UNAUTHENTICATED
 
 
 @pytest.mark.parametrize(

@@ -44,8 +44,10 @@ class LocalMesh:
     def root_file(self) -> Path:
         return self.state / "root-cert.pem"
 
-    async def start_ca(self) -> None:
-        config = CaConfig(state_dir=self.state, listen=ANY, trust_domain=self.trust_domain)
+    async def start_ca(self, **settings: Any) -> None:
+        config = CaConfig(
+            state_dir=self.state, listen=ANY, trust_domain=self.trust_domain, **settings
+        )
         running: RunningCa = await self._nursery.start(partial(serve_ca, config))
         self._ca = running.addresses[0]
 
@@ -87,9 +89,14 @@ class LocalMesh:
         inbound: tuple[Inbound, ...] = (),
         outbound: tuple[Outbound, ...] = (),
         discovery: Discovery | None = None,
+        **settings: Any,
     ) -> RunningProxy:
         config = ProxyConfig(
-            agent_socket=socket, inbound=inbound, outbound=outbound, discovery=discovery
+            agent_socket=socket,
+            inbound=inbound,
+            outbound=outbound,
+            discovery=discovery,
+            **settings,
         )
         running: RunningProxy = await self._nursery.start(partial(serve_proxy, config))
         return running

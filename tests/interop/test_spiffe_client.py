@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -24,6 +25,7 @@ from spiffe import (
 )
 from spiffe.workloadapi.errors import FetchJwtSvidError, FetchX509SvidError, ValidateJwtSvidError
 
+from mesh.spiffe import ServiceAccount
 from tests.interop.mesh import LocalMesh
 
 pytestmark = pytest.mark.e2e
@@ -131,6 +133,26 @@ async def test_a_caller_without_an_entry(mesh: LocalMesh) -> None:
             client.fetch_x509_svid()
 
     await ask(socket, run)
+
+
+async def test_a_node_that_acts_for_its_workloads() -> None:
+    """Without a token of its own an identity is asked for with the node's, which the CA trusts."""
+    node = ServiceAccount("kube-system", "node")
+    with tempfile.TemporaryDirectory(prefix="remora-") as folder:
+        async with trio.open_nursery() as nursery:
+            mesh = LocalMesh(nursery, Path(folder))
+            await mesh.start_ca(trusted_nodes=(node,))
+            file = mesh.folder / "registration.yaml"
+            selectors = f"['unix:uid:{os.geteuid()}']"
+            file.write_text(f"entries:\n- spiffeId: {HTTPBIN}\n  selectors: {selectors}\n")
+            socket = await mesh.start_agent(str(node), registration=file)
+
+            def run(client: WorkloadApiClient) -> None:
+                assert str(client.fetch_x509_svid().spiffe_id) == HTTPBIN
+                assert str(client.fetch_jwt_svid(audience={"a"}).spiffe_id) == HTTPBIN
+
+            await ask(socket, run)
+            nursery.cancel_scope.cancel()
 
 
 async def test_a_caller_of_two_identities(mesh: LocalMesh) -> None:
