@@ -80,8 +80,8 @@ class Program:
         self._process.send_signal(number)
 
     def end(self, number: int = signal.SIGTERM) -> int:
-        """End it and return its exit code."""
-        if self._process.poll() is None:
+        """Send it a signal, 0 for none, and return its exit code."""
+        if number and self._process.poll() is None:
             self._process.send_signal(number)
         code = self._process.wait(PATIENCE)
         self._reader.join(PATIENCE)
@@ -197,7 +197,8 @@ class City:
         command = (sys.executable, "-m", "remora", "ca", "serve", *arguments)
         self.program(self.nodes[1].command(*command)).wait_for("ca ready")
 
-    def start_agent(self, pod: Pod) -> None:
+    def prepare(self, pod: Pod) -> None:
+        """Give a pod a token and the root."""
         pod.directory.mkdir(mode=0o700)
         token = pod.space.remora(
             *("token", "create", "--state-dir", str(self.directory / "ca")),
@@ -207,6 +208,9 @@ class City:
         shutil.copy(self.directory / "ca/root-cert.pem", pod.directory)
         for path in (pod.directory, *pod.directory.iterdir()):
             os.chown(path, 1337, 1337)
+
+    def start_agent(self, pod: Pod) -> None:
+        self.prepare(pod)
         arguments = (
             *("--ca-address", "10.77.99.2:15012"),
             *("--ca-root-cert", str(pod.directory / "root-cert.pem")),

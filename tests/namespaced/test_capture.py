@@ -6,6 +6,7 @@ import shutil
 import signal
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,7 @@ from proxy.capture.options import OWN_PORTS
 from tests.namespaced.pods import APP, PORT, SIDECAR, City, Pod, Program, city
 from tests.namespaces import Namespace, needs_namespaces
 
-pytestmark = [needs_namespaces, pytest.mark.e2e]
+pytestmark = [needs_namespaces, pytest.mark.e2e, pytest.mark.timeout(180)]
 
 CONNECTIONS = 2000
 
@@ -44,9 +45,11 @@ def world() -> Iterator[World]:
             for pod in servers
             for host in (pod.ip, f"[{pod.ip6}]")
         ]
-        pods["client"].join_mesh(*known, "--mtls-mode=STRICT")
-        for pod in servers:
-            pod.join_mesh("--mtls-mode=STRICT")
+        with ThreadPoolExecutor() as pool:
+            joining = [pool.submit(pods["client"].join_mesh, *known, "--mtls-mode=STRICT")]
+            joining += [pool.submit(pod.join_mesh, "--mtls-mode=STRICT") for pod in servers]
+        for one in joining:
+            one.result()
         yield World(made, **pods)
 
 
