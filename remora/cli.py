@@ -20,6 +20,7 @@ from remora.commands import (
     proxy,
     proxy_status,
     resources,
+    run,
     token,
 )
 from remora.program import EXIT_BAD_CONFIG, EXIT_FAILURE, complain
@@ -37,6 +38,7 @@ app.add_typer(token.app, name="token")
 app.add_typer(agent.app, name="agent")
 app.add_typer(proxy.app, name="proxy")
 app.add_typer(capture.app, name="capture")
+app.command(name="run", context_settings={"allow_interspersed_args": False})(run.run)
 app.command(name="demo")(demo.demo)
 app.command(name="describe")(describe.describe)
 app.command(name="check")(check.check)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import signal
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Generator
+from contextlib import contextmanager
 
 import trio
 
@@ -23,8 +24,15 @@ def run_program(main: Main) -> None:
     A signal cancels `main`, whose own cleanup then runs. A RemoraError becomes one line on
     standard error; anything else is a bug and shows its traceback.
     """
-    try:
+    with complaints():
         trio.run(_until_signalled, main)
+
+
+@contextmanager
+def complaints() -> Generator[None]:
+    """Turn RemoraErrors of the block, in groups or not, into lines; then raises SystemExit."""
+    try:
+        yield
     except* RemoraError as group:
         code = EXIT_FAILURE
         for error in _leaves(group):

@@ -13,7 +13,7 @@ import subprocess
 import sys
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -31,7 +31,15 @@ def missing() -> str | None:
     with namespace() as trial:
         if trial.run("nft", "list", "ruleset", check=False).returncode:
             return "this kernel has no nf_tables"
+        python = (*user(1337), sys.executable, "-c", "import trio")
+        if trial.run(*python, check=False).returncode:
+            return f"other users cannot run {sys.executable}: it lies in a private folder"
     return None
+
+
+def user(number: int) -> tuple[str, ...]:
+    """What runs a program as a user and the group of the same number."""
+    return ("setpriv", "--reuid", str(number), "--regid", str(number), "--clear-groups")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,14 +47,17 @@ class Namespace:
     """One network namespace."""
 
     name: str
-    environment: Mapping[str, str] = field(default_factory=dict)
 
     def command(self, *arguments: str) -> list[str]:
         """What runs a program inside."""
         return ["ip", "netns", "exec", self.name, *arguments]
 
     def run(
-        self, *arguments: str, check: bool = True, text: str | None = None
+        self,
+        *arguments: str,
+        check: bool = True,
+        text: str | None = None,
+        environment: Mapping[str, str] | None = None,
     ) -> subprocess.CompletedProcess[str]:
         """Run a program inside, to its end."""
         done = subprocess.run(
@@ -56,7 +67,7 @@ class Namespace:
             text=True,
             check=False,
             timeout=60,
-            env={**os.environ, "PYTHONPATH": str(Path.cwd())},
+            env={**os.environ, "PYTHONPATH": str(Path.cwd()), **(environment or {})},
         )
         if check and done.returncode:
             raise AssertionError(f"{arguments} failed: {done.stderr}{done.stdout}")

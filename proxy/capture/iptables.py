@@ -112,6 +112,16 @@ def _restore_table(table: Table, wanted: Sequence[str], present: Sequence[str]) 
     return "\n".join([f"*{table}", *chains, *jumps, *rules, *unwanted, "COMMIT", ""])
 
 
+def stop_input(present: dict[Table, list[str]]) -> str:
+    """Return the input that takes out the jumps to our chains of nat, and nothing else."""
+    jumps = [
+        line for line in present.get(Table.NAT, []) if line[:2] == "-A" and not _in_chain(line)
+    ]
+    if not jumps:
+        return ""
+    return "\n".join([f"*{Table.NAT}", *(f"-D{line[2:]}" for line in jumps), "COMMIT", ""])
+
+
 def _in_chain(line: str) -> bool:
     return line.startswith("-A ISTIO_")
 

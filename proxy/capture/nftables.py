@@ -59,6 +59,12 @@ def removal() -> str:
     return "".join(_removals())
 
 
+def stop() -> str:
+    """Return the input that captures nothing new: only the jumps to the rules are taken out."""
+    chains = (Chain.PREROUTING, Chain.OUTPUT)
+    return "".join(f"flush chain inet {TABLES[Table.NAT]} {chain_name(one)}\n" for one in chains)
+
+
 def _removals() -> Iterator[str]:
     # Adding what may be there already makes the deletion succeed either way.
     for name in TABLES.values():

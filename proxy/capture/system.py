@@ -8,6 +8,7 @@ everything else that this needs is in place.
 from __future__ import annotations
 
 import enum
+import re
 import shutil
 import subprocess
 from collections.abc import Iterator, Sequence
@@ -95,11 +96,12 @@ def apply(options: CaptureOptions, backend: Backend) -> bool:
 
 
 def clean() -> bool:
-    """Remove all that `apply` made, whoever of it is there; return whether anything was.
+    """Remove all that `apply` made, as far as it is there; return whether anything was.
 
-    Raises CaptureError.
+    Connections that go through the proxy are reset. Raises CaptureError.
     """
     require_permission()
+    _cut_captured()
     found = [_clean_nft(), _restore_all(None), _clean_routing(), _clean_source()]
     return any(found)
 
@@ -111,6 +113,33 @@ def in_force() -> bool:
     return any(
         iptables.present(_run([f"{tool}-save"])) for family in Family for tool in _variants(family)
     )
+
+
+def _cut_captured() -> None:
+    """Reset what goes through the proxy, while its addresses are still being translated.
+
+    With the last rule that needs it the kernel stops tracking connections, and so translating
+    them, and the next bytes of the app would go out as they are, in plaintext. So first the jumps
+    go, and nothing new is captured; then the connections; and last what else there is. Needs ss,
+    of iproute2 like ip.
+    """
+    ports: set[str] = set()
+    table = _listed(nftables.TABLES[Table.NAT]) if shutil.which("nft") else ""
+    if found := _REDIRECTED.findall(table):
+        ports.update(found)
+        _run(["nft", "-f", "-"], nftables.stop())
+    for family in Family:
+        for tool in _variants(family):
+            saved = _run([f"{tool}-save"])
+            if text := iptables.stop_input(iptables.present(saved)):
+                ports.update(_REDIRECTED.findall(saved))
+                _run([f"{tool}-restore", "--noflush", f"--wait={LOCK_SECONDS}"], text)
+    if ports and shutil.which("ss"):
+        which = " or ".join(f"sport = :{port}" for port in sorted(ports))
+        _run(["ss", "--kill", "--tcp", "--numeric", "--no-header", "state", "connected", which])
+
+
+_REDIRECTED = re.compile(r"(?:redirect to :|-j REDIRECT --to-ports )([0-9]+)")
 
 
 # nftables.

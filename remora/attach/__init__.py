@@ -1,0 +1,1 @@
+"""`remora run`: an app with a sidecar attached, for as long as the app lives."""
