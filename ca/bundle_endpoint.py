@@ -10,6 +10,7 @@ import trio.abc
 
 from ca.bundle_publisher import BundlePublisher
 from ca.federation import Endpoint, FederationInvalid
+from mesh.bundle import InvalidBundle
 from mesh.http_endpoint import Accept, Page
 from mesh.tls import TlsSession
 from mesh.tls_stream import TlsStream
@@ -25,7 +26,11 @@ def bundle_pages(publisher: BundlePublisher) -> dict[str, Callable[[], Page]]:
     """Return what the endpoint serves: the bundle, whoever asks."""
 
     def bundle() -> Page:
-        return Page(body=publisher.document.to_json(), content_type="application/json")
+        try:
+            body = publisher.document.to_json()
+        except InvalidBundle as error:
+            return Page(status=500, body=f"{error}\n".encode())
+        return Page(body=body, content_type="application/json")
 
     return {PATH: bundle}
 

@@ -24,6 +24,9 @@ from mesh.spiffe import InvalidSpiffeId, SpiffeId, TrustDomain
 
 HTTPS_PORT = 443
 
+MAX_NAME = 200
+"""Characters of a foreign trust domain: its bundle is kept in a file of that name."""
+
 
 class Profile(StrEnum):
     """How the server of a bundle endpoint proves itself (SPIFFE Federation, 5.2)."""
@@ -189,6 +192,8 @@ def _endpoint(raw: _Endpoint | None, folder: Path, findings: list[Finding]) -> E
 
 def _relationship(raw: _Relationship, folder: Path, own: TrustDomain) -> Relationship:
     domain = TrustDomain.parse(raw.trust_domain)
+    if len(domain.name) > MAX_NAME:
+        raise FederationInvalid(f"the trust domain has more than {MAX_NAME} characters")
     if domain == own:
         raise FederationInvalid(f"{domain} is our own trust domain")
     if raw.profile is Profile.WEB and (raw.endpoint_spiffe_id or raw.trust_bundle):

@@ -73,7 +73,7 @@ class Federator:
         known = self._known.get(domain)
         roots = TrustBundle.of(domain, ()) if known is None else known.roots
         document = await fetch_bundle(relationship, roots, self._now)
-        if known is None or known.to_json() != document.to_json():
+        if known != document:
             await self._keep(domain, document)
             log.info(
                 "bundle of a trust domain changed",
@@ -87,8 +87,9 @@ class Federator:
     async def _keep(self, domain: TrustDomain, document: BundleDocument) -> None:
         self._known[domain] = document
         try:
-            await trio.to_thread.run_sync(write_private, self._path(domain), document.to_json())
-        except ConfigError as error:
+            text = document.to_json()
+            await trio.to_thread.run_sync(write_private, self._path(domain), text)
+        except (ConfigError, InvalidBundle) as error:
             _complain_of_disk(error)
 
     def _load(self, relationship: Relationship) -> BundleDocument | None:
@@ -124,5 +125,5 @@ def _complain(relationship: Relationship, error: FetchFailed) -> None:
     )
 
 
-def _complain_of_disk(error: ConfigError) -> None:
+def _complain_of_disk(error: ConfigError | InvalidBundle) -> None:
     log.error("bundle not kept for the next start", reason=error.reason, error=str(error))

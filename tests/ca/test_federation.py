@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import json
 import ssl
 from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
@@ -12,6 +14,9 @@ from pathlib import Path
 import pytest
 import trio
 import trio.abc
+from cryptography import x509
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ed25519
 from structlog.testing import capture_logs
 
 from ca.bundle_fetch import FetchFailed, fetch_bundle
@@ -30,7 +35,7 @@ from mesh.http_endpoint import Page, serve_pages
 from mesh.spiffe import SpiffeId, TrustDomain
 from mesh.tls import ClientCertificate, server_context
 from mesh.tls_stream import TlsStream
-from tests.pki import Authority, make_root, real_now, svid_pem
+from tests.pki import Authority, Leaf, make_root, real_now, svid_pem
 
 OWN, OTHER = TrustDomain("cluster.local"), TrustDomain("other.test")
 SERVER = SpiffeId.parse("spiffe://other.test/ns/istio-system/sa/istiod")
@@ -280,6 +285,28 @@ async def test_bundles_are_followed_and_kept_over_restarts(
         nursery.cancel_scope.cancel()
     again = federator(endpoint, tmp_path)
     assert len(again.bundles()[0].roots.authorities) == 2, "fetched is newer than first"
+
+
+async def test_a_root_that_we_could_not_publish_ourselves_stops_nothing(tmp_path: Path) -> None:
+    tmp_path.chmod(0o700)
+    endpoint = Endpoint()
+    key = ed25519.Ed25519PrivateKey.generate()
+    odd = endpoint.root.sign(Leaf(ca=True, usage=("key_cert_sign",), key=key))  # type: ignore[arg-type]
+    entry = {"kty": "EC", "use": "x509-svid", "x5c": [base64.b64encode(der(odd)).decode()]}
+    document = json.loads(endpoint.document().to_json())
+    document["keys"].append(entry)
+    endpoint.page = Page(body=json.dumps(document).encode())
+    async with serving(endpoint), trio.open_nursery() as nursery:
+        made = federator(endpoint, tmp_path)
+        nursery.start_soon(made.run)
+        with trio.fail_after(10):
+            while len(made.bundles()[0].roots.authorities) < 2:  # noqa: ASYNC110 - no event
+                await trio.sleep(0.02)
+        nursery.cancel_scope.cancel()
+
+
+def der(certificate: x509.Certificate) -> bytes:
+    return certificate.public_bytes(serialization.Encoding.DER)
 
 
 async def test_a_bundle_file_that_cannot_be_read_stops_the_start(tmp_path: Path) -> None:
