@@ -71,8 +71,18 @@ def check(options: CaptureOptions) -> list[Finding]:
     findings: list[Finding] = []
     for family in options.families:
         if _is_ours(family, _LOOPBACK[family]):
-            findings += [_look(probe) for probe in _probes(options, family)]
+            findings += [_permitted_look(probe) for probe in _probes(options, family)]
     return findings
+
+
+def _permitted_look(probe: _Probe) -> Finding:
+    try:
+        return _look(probe)
+    except PermissionError as error:
+        raise CaptureNotPermitted(
+            "capture check needs CAP_SETUID and CAP_SETGID, and CAP_NET_ADMIN for TPROXY: this "
+            "root has lost them, as in a container"
+        ) from error
 
 
 def _probes(options: CaptureOptions, family: Family) -> list[_Probe]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -192,18 +193,26 @@ async def _end(process: trio.Process) -> None:
         await process.stderr.aclose()
 
 
-def permitted() -> bool:
-    """Tell whether a namespace with capture can be made for an app."""
-    from shutil import which
+TOOLS = ("ip", "nft", "nsenter", "setpriv", "unshare")
+"""What a namespace of its own needs: of iproute2, nftables and util-linux."""
 
-    tools = ("ip", "nft", "nsenter", "setpriv", "unshare")
-    return os.geteuid() == 0 and all(map(which, tools))
+
+def missing_tools() -> list[str]:
+    """Return which of the tools are not installed."""
+    return [tool for tool in TOOLS if shutil.which(tool) is None]
 
 
 def decide(wanted: Capture) -> Capture:
-    """Resolve `auto`. Raises AttachError for capture that is not permitted."""
+    """Resolve `auto`. Raises AttachError for capture that is not possible."""
     if wanted is Capture.AUTO:
-        return Capture.OWN if permitted() else Capture.NONE
-    if wanted is not Capture.NONE and os.geteuid() != 0:
+        return Capture.NONE if os.geteuid() != 0 or missing_tools() else Capture.OWN
+    if wanted is Capture.NONE:
+        return wanted
+    if os.geteuid() != 0:
         raise AttachError(f"--capture {wanted} needs root: without it, --capture none")
+    if missing := missing_tools():
+        raise AttachError(
+            f"--capture {wanted} needs {', '.join(missing)}: install iproute2, nftables and "
+            "util-linux, or use --capture none"
+        )
     return wanted

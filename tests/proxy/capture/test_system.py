@@ -192,6 +192,18 @@ def test_without_the_capability_there_is_one_clear_line(pod: Namespace) -> None:
         assert "root" in done.stderr
 
 
+def test_a_root_without_its_capabilities_gets_one_clear_line_too(pod: Namespace) -> None:
+    for command in ("apply", "check"):
+        done = pod.run(
+            *("setpriv", "--bounding-set=-all", "--inh-caps=-all"),
+            *(sys.executable, "-m", "remora", "capture", command),
+            check=False,
+        )
+        assert done.returncode == 1
+        assert len(done.stderr.splitlines()) == 1
+        assert "CAP_" in done.stderr
+
+
 def test_a_family_that_the_namespace_has_not_is_left_out(pod: Namespace) -> None:
     pod.run("sysctl", "-qw", "net.ipv6.conf.all.disable_ipv6=1")
     pod.remora("capture", "apply")
