@@ -196,6 +196,12 @@ def test_what_a_ca_issued_before_it_knew_is_revoked_when_it_knows(state: Path) -
     assert (state / REVOCATIONS).stat().st_mtime_ns == before
 
 
+def test_a_ca_whose_record_was_lost_starts_and_still_bans(state: Path) -> None:
+    revoke_identity(state, WEB, NOW)
+    (state / ISSUED_LOG).unlink()
+    assert catch_up(state, load_revocations(state), NOW).is_revoked(WEB)
+
+
 def test_ended_certificates_are_forgotten_identities_are_not(state: Path) -> None:
     issue(state, 1)
     issue(state, 2, OTHER, life=10 * HOUR)
