@@ -9,7 +9,7 @@ import pytest
 from ca.audit import AUDIT_LOG
 from ca.errors import NothingToRevoke, RotationRefused, RotationTooEarly
 from ca.issued_log import ISSUED_LOG, IssuedLog
-from ca.ledger import IssuedRecord, anchor_id
+from ca.ledger import SETTLING, IssuedRecord, anchor_id
 from ca.material import load_or_create, load_own_root
 from ca.operations import (
     activate_root,
@@ -56,6 +56,7 @@ def issue(
         IssuedRecord(
             serial=serial,
             identity=str(identity),
+            issued_at=NOW - SETTLING,
             not_after=NOW + life,
             signer=anchor_id(own.signer.certificate),
             roots=frozenset(anchor_id(root) for root in own.roots.authorities),
