@@ -46,7 +46,7 @@ class Decisions:
             "peer": peer,
         }
         if self.ledger is not None:
-            self.ledger.add(_record(issued, replaces))
+            self.ledger.add(_record(issued, replaces, now))
         if self.audit is not None:
             self.audit.record("issued", now, **facts)
         self.metrics.count("citadel_server_success_cert_issuance_count")
@@ -106,10 +106,11 @@ class Decisions:
             _log.error("audit line lost", reason=error.reason, why=str(error))
 
 
-def _record(issued: Issued, replaces: int | None) -> IssuedRecord:
+def _record(issued: Issued, replaces: int | None, now: datetime) -> IssuedRecord:
     return IssuedRecord(
         serial=issued.certificate.serial_number,
         identity=str(issued.identity),
+        issued_at=now,
         not_after=issued.certificate.not_valid_after_utc,
         signer=anchor_id(issued.signer),
         roots=frozenset(anchor_id(root) for root in issued.roots.authorities),

@@ -131,10 +131,10 @@ class AuthorityKeeper:
         try:
             authority = await trio.to_thread.run_sync(self._source.load, self._now())
             self._check_change(authority)
-        except ConfigError as error:
+        except (ConfigError, OSError) as error:
             _log.error(
                 "changed CA files not used: the CA in force stays",
-                reason=error.reason,
+                reason=error.reason if isinstance(error, ConfigError) else "io_error",
                 why=str(error),
             )
             return

@@ -3,8 +3,10 @@
 One line for each certificate issued: whose, until when, signed by which root, handed out together
 with which roots, and in place of which earlier certificate. From these facts alone follows who has
 which roots. Whoever uses a certificate got it in one answer with the roots named in its line.
-Whoever holds a certificate that was replaced does not use it any more. So the certificates that are
-neither ended nor replaced nor revoked show what workloads have.
+Whoever holds a certificate that was replaced does not use it any more, unless the answer was lost
+on the way. Then it asks again, soon; so a certificate counts as replaced once nobody has asked to
+replace it for a while. The certificates that are neither ended nor replaced nor revoked show what
+workloads have.
 
 Pure: lines in, values out.
 """
@@ -16,11 +18,15 @@ import hashlib
 import json
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any, cast
 
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+
+SETTLING = timedelta(minutes=3)
+"""After the last answer that replaces a certificate. Whoever did not get that answer asks again:
+our agents after 90 s at most, with up to 50 s of attempts before that."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,6 +35,7 @@ class IssuedRecord:
 
     serial: int
     identity: str
+    issued_at: datetime
     not_after: datetime
     signer: str
     roots: frozenset[str]
@@ -47,6 +54,7 @@ def write_record(record: IssuedRecord) -> bytes:
     entry: dict[str, Any] = {
         "serial": f"{record.serial:x}",
         "identity": record.identity,
+        "issued_at": int(record.issued_at.timestamp()),
         "not_after": int(record.not_after.timestamp()),
         "signer": record.signer,
         "roots": sorted(record.roots),
@@ -75,9 +83,14 @@ def in_use(
     A certificate is replaced only by one of the same identity: nobody can speak for another.
     """
     known = list(records)
+    asked_again = {
+        (record.replaces, record.identity)
+        for record in known
+        if record.replaces is not None and now - record.issued_at < SETTLING
+    }
     replaced = {
         (record.replaces, record.identity) for record in known if record.replaces is not None
-    }
+    } - asked_again
     return [
         record
         for record in known
@@ -99,6 +112,7 @@ def _read(line: bytes) -> IssuedRecord | None:
         return IssuedRecord(
             serial=int(entry["serial"], 16),
             identity=entry["identity"],
+            issued_at=datetime.fromtimestamp(entry["issued_at"], UTC),
             not_after=datetime.fromtimestamp(entry["not_after"], UTC),
             signer=entry["signer"],
             roots=frozenset(entry["roots"]),

@@ -11,7 +11,7 @@ from datetime import datetime
 from pathlib import Path
 
 from ca.crl import is_current, make_list
-from ca.issued_log import read_all
+from ca.issued_log import ISSUED_LOG, read_all
 from ca.ledger import IssuedRecord, in_use
 from ca.revocations import Revocations, read_revocations, write_revocations
 from ca.state import PUBLIC_MODE, locked
@@ -56,6 +56,8 @@ def catch_up(state_dir: Path, revocations: Revocations, now: datetime) -> Revoca
 
 
 def _got_since(state_dir: Path, revocations: Revocations, now: datetime) -> list[IssuedRecord]:
+    if not (state_dir / ISSUED_LOG).exists():
+        return []  # lost, and the CA that starts now begins another
     known = in_use(read_all(state_dir), now, revocations.serials)
     return [record for record in known if record.identity in revocations.identities]
 

@@ -84,7 +84,7 @@ async def serve(
         federated=federator.bundles,
         now=now,
     ).register(service)
-    control = ControlPlane(config, certificates.identify, now)
+    control = ControlPlane(config, certificates.identify_for_stream, now)
     control.register(service)
     serving = ServingCertificate(keeper.authority, config.identity, config.server_names, now)
     keeper.on_change(serving.renew)

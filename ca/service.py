@@ -103,6 +103,16 @@ class CertificateService:
         except CallerUnknown as error:
             raise self._not_authenticated(error, call) from error
 
+    async def identify_for_stream(self, call: ServerCall) -> Caller:
+        """Return who is calling, by a proof that may be shown again and again.
+
+        A join token is for one certificate, and would not be used up by a stream. Raises GrpcError.
+        """
+        caller = await self.identify(call)
+        if caller.spend is not None:
+            raise GrpcError(Status.UNAUTHENTICATED, NOT_AUTHENTICATED)
+        return caller
+
     def _whom(self, request: IstioCertificateRequest, caller: Caller, call: ServerCall) -> Caller:
         """Return whom the certificate is for: another than the caller only for trusted nodes."""
         asked_for = _impersonated(request)

@@ -158,6 +158,7 @@ def issue(state: Path, serial: int) -> None:
         IssuedRecord(
             serial=serial,
             identity="spiffe://cluster.local/ns/foo/sa/web",
+            issued_at=real_now(),
             not_after=real_now() + timedelta(hours=1),
             signer=anchor_id(load_own_root(state, CLUSTER, real_now()).signer.certificate),
             roots=frozenset(),

@@ -13,15 +13,18 @@ from structlog.testing import capture_logs
 
 import ca.keeper
 from ca.cacerts import CERT, CHAIN, KEY, ROOT
+from ca.issued_log import ISSUED_LOG
 from ca.keeper import AuthorityKeeper
 from ca.material import load_or_create, load_own_root, new_root, store_own_root
 from ca.replicas import Replica
+from ca.revocation_files import store_revocations
+from ca.revocations import Revocations
 from ca.root_bundle import renewal_time
 from ca.sources import OwnRootSource, PluggedInSource
 from ca.state import CURRENT
 from mesh.errors import ConfigError
 from mesh.svid import certificates_pem, private_key_pem
-from tests.ca.workshop import CLUSTER, LIMITS
+from tests.ca.workshop import CLUSTER, LIMITS, WEB
 from tests.pki import NOW, Authority, make_root
 
 ORIGIN = make_root("root")
@@ -129,12 +132,21 @@ def lost(cacerts: Path) -> None:
     (cacerts / KEY).unlink()
 
 
+def unreadable_record(cacerts: Path) -> None:
+    """What a revoked identity got since cannot be found out."""
+    state = cacerts.parent / "state"
+    now = Revocations().revoke_identity(WEB, NOW)
+    (state / ISSUED_LOG).mkdir()
+    store_revocations(state, now)
+
+
 @pytest.mark.parametrize(
     ("spoil", "reason"),
     [
         (swapped_root, "roots_changed_at_once"),
         (junk, "plugged_in_ca_unusable"),
         (lost, "plugged_in_ca_unusable"),
+        (unreadable_record, "bad_config"),
     ],
 )
 async def test_a_change_that_cannot_be_used_leaves_the_old_ca_in_force(
@@ -146,6 +158,8 @@ async def test_a_change_that_cannot_be_used_leaves_the_old_ca_in_force(
         line = await refusal(logs)
     assert line["reason"] == reason
     assert watched.signer == FIRST.certificate
+    if spoil is unreadable_record:
+        (cacerts.parent / "state" / ISSUED_LOG).rmdir()
     plug_in(cacerts, SECOND, ORIGIN)
     await watched.changed(1)
     assert watched.signer == SECOND.certificate

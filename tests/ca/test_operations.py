@@ -9,7 +9,7 @@ import pytest
 from ca.audit import AUDIT_LOG
 from ca.errors import NothingToRevoke, RotationRefused, RotationTooEarly
 from ca.issued_log import ISSUED_LOG, IssuedLog
-from ca.ledger import IssuedRecord, anchor_id
+from ca.ledger import SETTLING, IssuedRecord, anchor_id
 from ca.material import load_or_create, load_own_root
 from ca.operations import (
     activate_root,
@@ -56,6 +56,7 @@ def issue(
         IssuedRecord(
             serial=serial,
             identity=str(identity),
+            issued_at=NOW - SETTLING,
             not_after=NOW + life,
             signer=anchor_id(own.signer.certificate),
             roots=frozenset(anchor_id(root) for root in own.roots.authorities),
@@ -194,6 +195,12 @@ def test_what_a_ca_issued_before_it_knew_is_revoked_when_it_knows(state: Path) -
     before = (state / REVOCATIONS).stat().st_mtime_ns
     catch_up(state, load_revocations(state), NOW)
     assert (state / REVOCATIONS).stat().st_mtime_ns == before
+
+
+def test_a_ca_whose_record_was_lost_starts_and_still_bans(state: Path) -> None:
+    revoke_identity(state, WEB, NOW)
+    (state / ISSUED_LOG).unlink()
+    assert catch_up(state, load_revocations(state), NOW).is_revoked(WEB)
 
 
 def test_ended_certificates_are_forgotten_identities_are_not(state: Path) -> None:

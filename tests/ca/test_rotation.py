@@ -6,7 +6,7 @@ import pytest
 
 from ca import rotation
 from ca.errors import RotationRefused, RotationTooEarly
-from ca.ledger import IssuedRecord, anchor_id, compact, in_use, read_records, write_record
+from ca.ledger import SETTLING, IssuedRecord, anchor_id, compact, in_use, read_records, write_record
 from ca.material import OwnRoot, new_root, renewed_root
 from ca.rotation import Phase
 from mesh.bundle import TrustBundle
@@ -29,11 +29,13 @@ def record(
     life: timedelta = HOUR,
     replaces: int | None = None,
     identity: str = str(WEB),
+    age: timedelta = SETTLING,
 ) -> IssuedRecord:
     known = {"A": A, "B": B}
     return IssuedRecord(
         serial=serial,
         identity=identity,
+        issued_at=NOW - age,
         not_after=NOW + life,
         signer=signer,
         roots=frozenset(known[name] for name in roots),
@@ -67,6 +69,16 @@ def test_ended_replaced_and_revoked_certificates_are_not_in_use() -> None:
         record(5),
     ]
     assert [one.serial for one in in_use(records, NOW, {4})] == [2, 5]
+
+
+def test_a_certificate_is_replaced_once_its_holder_has_not_asked_again_for_a_while() -> None:
+    """The answer may have been lost on the way, and the holder goes on with what it has."""
+    second = timedelta(seconds=1)
+    asked = [record(1), record(2, replaces=1, age=SETTLING - second)]
+    assert [one.serial for one in in_use(asked, NOW)] == [1, 2]
+    assert [one.serial for one in in_use(asked, NOW + second)] == [2]
+    asked_again = [*asked, record(3, replaces=1, age=-second)]
+    assert [one.serial for one in in_use(asked_again, NOW + second)] == [1, 2, 3]
 
 
 def test_nobody_can_say_that_anothers_certificate_was_replaced() -> None:

@@ -397,6 +397,7 @@ async def test_the_root_is_replaced_while_workloads_renew(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(ca_keeper, "POLL_INTERVAL", 0.01)
+    monkeypatch.setattr("ca.ledger.SETTLING", timedelta(0))
     async with running_ca(make_config(tmp_path)) as ca:
         old = ca.root
         svid = await issued(ca, old)

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from datetime import timedelta
+from datetime import datetime, timedelta
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -9,7 +9,7 @@ import pytest
 from google.protobuf.struct_pb2 import Struct
 from structlog.testing import capture_logs
 
-from ca.authenticate import TokenAuthenticator
+from ca.authenticate import Caller, Presented, TokenAuthenticator
 from ca.jwks import token_key
 from ca.service import CertificateService
 from ca.tokens import TrustedIssuer, create_token, own_issuer
@@ -207,6 +207,29 @@ async def test_a_bad_request_is_answered_with_what_is_wrong_with_it() -> None:
     assert line["event"] == "certificate refused"
     assert line["reason"] == "csr_key_refused"
     assert line["identity"] == str(WEB)
+
+
+async def test_a_join_token_opens_no_stream() -> None:
+    async def spend() -> None:
+        raise AssertionError("nothing is given for it")
+
+    class Joined:
+        name = "join-token"
+
+        async def authenticate(self, presented: Presented, now: datetime) -> Caller:
+            assert (list(presented.authorization), now) == ([], NOW)
+            return Caller(identity=WEB, authenticator=self.name, spend=spend)
+
+    service = CertificateService(
+        authority=lambda: AUTHORITY, authenticators=(Joined(),), now=lambda: NOW
+    )
+    call = SimpleNamespace(
+        metadata=SimpleNamespace(get_all=lambda _name: []), peer=Peer(address="10.0.0.9:4711")
+    )
+    assert (await service.identify(cast("ServerCall", call))).identity == WEB
+    with pytest.raises(GrpcError) as caught:
+        await service.identify_for_stream(cast("ServerCall", call))
+    assert caught.value.code is Status.UNAUTHENTICATED
 
 
 async def test_too_long_a_life_is_an_invalid_argument() -> None:

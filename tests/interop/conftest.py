@@ -14,6 +14,7 @@ import agent.bundles
 import agent.rotation
 import ca.bundle_publisher
 import ca.keeper
+import ca.ledger
 from tests.interop.mesh import LocalMesh
 
 
@@ -27,6 +28,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ca.bundle_publisher, "REFRESH_HINT", timedelta(seconds=1))
     monkeypatch.setattr(agent.bundles, "SHORTEST_INTERVAL", timedelta(seconds=0.2))
     monkeypatch.setattr(agent.rotation, "ROOTS_CHANGED_SPREAD", 0.2)
+    monkeypatch.setattr(ca.ledger, "SETTLING", timedelta(seconds=1))
 
 
 @pytest.fixture
