@@ -117,7 +117,7 @@ class _Supervisor:
             code = 0
         except SystemExit as end:
             code = end.code if isinstance(end.code, int) else EXIT_FAILURE
-        except BaseException:  # noqa: BLE001 - the last frame of this process
+        except Exception:  # noqa: BLE001 - the last frame of this process
             traceback.print_exc()
         finally:
             sys.stdout.flush()
