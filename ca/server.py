@@ -37,11 +37,15 @@ from mesh.tls_stream import TlsStream
 
 _log = get_logger("ca")
 
-LIMITS = Limits(request_timeout=10.0, unanswered_bytes=256 * 1024, connections=MAX_PROXIES + 1000)
-"""Whoever has not proven an identity can hold a call for ten seconds, and a few CSRs' worth of
-memory: a CSR has at most 64 KiB (MAX_CSR_BYTES), and real ones one. A stream of
-discovery holds a connection as long as its proxy lives; some more are for agents that come and go
-with their certificates."""
+LIMITS = Limits(
+    connections=MAX_PROXIES + 2000,
+    unanswered_connections=2000,
+    unanswered_bytes=128 * 1024,
+    request_timeout=10.0,
+)
+"""Every proxy has a stream, and some agents ask for certificates meanwhile. Whoever has not proven
+an identity can hold a call for ten seconds, and two CSRs' worth of memory: a CSR has at most
+64 KiB (MAX_CSR_BYTES), and real ones one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 import signal
 import sys
 from collections.abc import Awaitable, Callable, Generator
@@ -15,6 +16,10 @@ EXIT_FAILURE = 1
 EXIT_BAD_CONFIG = 2
 """The same code that a mistyped flag gets, since the cure is the same: change what was given."""
 
+OPEN_FILES = 65_536
+"""What the limit of open files is raised to, where it may be. Distributions leave it at 1024, which
+a few hundred connections use up; this is enough for 32,000, more than a process can serve well."""
+
 Main = Callable[[], Awaitable[None]]
 
 
@@ -24,6 +29,7 @@ def run_program(main: Main) -> None:
     A signal cancels `main`, whose own cleanup then runs. A RemoraError becomes one line on
     standard error; anything else is a bug and shows its traceback.
     """
+    _raise_file_limit()
     with complaints():
         trio.run(_until_signalled, main)
 
@@ -45,6 +51,13 @@ def complaints() -> Generator[None]:
 def complain(error: RemoraError) -> None:
     """Print an error the way every command does."""
     print(f"remora: {error}", file=sys.stderr)  # noqa: T201
+
+
+def _raise_file_limit() -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = OPEN_FILES if hard == resource.RLIM_INFINITY else min(OPEN_FILES, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 async def _until_signalled(main: Main) -> None:

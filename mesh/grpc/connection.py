@@ -64,6 +64,7 @@ class Connection:
         *,
         client: bool,
         on_request: OnRequest | None = None,
+        on_answered: Callable[[], None] | None = None,
     ) -> None:
         self.limits = limits
         self.failure: GrpcError | None = None
@@ -77,6 +78,7 @@ class Connection:
         self._transport = transport
         self._client = client
         self._on_request = on_request
+        self._on_answered = on_answered
         self._h2 = H2Connection(
             H2Configuration(client_side=client, header_encoding=None, logger=None)
         )
@@ -138,6 +140,8 @@ class Connection:
         if self.answered:
             return
         self.answered = True
+        if self._on_answered is not None:
+            self._on_answered()
         if self._restrained:
             self._restrained = False
             self._open_window(self._first_window)

@@ -27,9 +27,13 @@ class Limits:
     concurrent_calls: int = 100
     """RFC 9113, 6.5.2: no fewer, so as not to hinder parallelism."""
     connections: int = 1000
-    """When there are as many, the oldest one that has not been answered yet makes room for the
-    next. A caller is answered only after it has said who it is, so nameless ones cannot keep the
-    others out."""
+    unanswered_connections: int = 1000
+    """How many of them may not have been answered yet. A caller is answered only after it has said
+    who it is: this bounds what nameless ones can hold."""
+    unanswered_patience: float = 5.0
+    """When there are as many of either, the oldest one that was never answered makes room for the
+    next if it has had this long. Younger ones keep their place: a thousand clients that come at
+    once are served in turn, and only the rest must come again."""
     request_timeout: float | None = None
     """For a call's first request to be complete, from its headers on."""
     unanswered_bytes: int | None = None

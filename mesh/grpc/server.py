@@ -208,10 +208,7 @@ class _Slot:
 
     scope: trio.CancelScope = field(default_factory=trio.CancelScope)
     connection: Connection | None = None
-
-    @property
-    def answered(self) -> bool:
-        return self.connection is not None and self.connection.answered
+    since: float = field(default_factory=trio.current_time)
 
 
 class GrpcServer:
@@ -223,6 +220,7 @@ class GrpcServer:
         self._limits = limits
         self._connections: set[Connection] = set()
         self._slots: dict[_Slot, None] = {}
+        self._unanswered: dict[_Slot, None] = {}
         self._accepting = trio.CancelScope()
         self._next_warning = -math.inf
 
@@ -282,11 +280,11 @@ class GrpcServer:
                     stream.fail(GrpcError(Status.UNAVAILABLE, "the server is shutting down"))
 
     async def _handle(self, socket: trio.SocketStream) -> None:
-        if len(self._slots) >= self._limits.connections and not self._make_room():
+        if self._is_full() and not self._make_room():
             await trio.aclose_forcefully(socket)
             return
         slot = _Slot()
-        self._slots[slot] = None
+        self._slots[slot] = self._unanswered[slot] = None
         try:
             with slot.scope:
                 await self._serve_socket(socket, slot)
@@ -294,21 +292,31 @@ class GrpcServer:
             log.exception("a connection failed in an unforeseen way")
         finally:
             del self._slots[slot]
+            self._unanswered.pop(slot, None)
             await trio.aclose_forcefully(socket)
 
+    def _is_full(self) -> bool:
+        return (
+            len(self._slots) >= self._limits.connections
+            or len(self._unanswered) >= self._limits.unanswered_connections
+        )
+
     def _make_room(self) -> bool:
-        """Cut the oldest connection that was never answered; False if there is none."""
+        """Cut the oldest connection that was never answered and had its time; tell whether."""
         if trio.current_time() >= self._next_warning:
             self._next_warning = trio.current_time() + WARN_EVERY
             log.warning(
                 "connection limit reached: the oldest that were never answered make room",
-                limit=self._limits.connections,
+                connections=len(self._slots),
+                unanswered=len(self._unanswered),
             )
-        for slot in self._slots:
-            if not slot.answered and not slot.scope.cancel_called:
-                slot.scope.cancel()
-                return True
-        return False
+        oldest = next(iter(self._unanswered), None)
+        patience = self._limits.unanswered_patience
+        if oldest is None or trio.current_time() - oldest.since < patience:
+            return False
+        del self._unanswered[oldest]
+        oldest.scope.cancel()
+        return True
 
     async def _serve_socket(self, socket: trio.SocketStream, slot: _Slot) -> None:
         try:
@@ -336,6 +344,7 @@ class GrpcServer:
                 self._limits,
                 client=False,
                 on_request=lambda call: nursery.start_soon(self._call, call, peer),
+                on_answered=lambda: self._unanswered.pop(slot, None),
             )
             connection.begin()
             self._connections.add(connection)

@@ -46,7 +46,7 @@ async def _ended(stream: trio.abc.Stream) -> bool:
 
 
 async def test_who_was_never_answered_makes_room_for_the_next() -> None:
-    limits = Limits(connections=2)
+    limits = Limits(connections=2, unanswered_patience=0)
     async with serving(World(), limits) as (port, _), AsyncExitStack() as stack:
         silent = [await trio.open_tcp_stream("127.0.0.1", port) for _ in range(2)]
         for stream in silent:
@@ -55,6 +55,33 @@ async def test_who_was_never_answered_makes_room_for_the_next() -> None:
         channel = await stack.enter_async_context(channel_to(port, limits))
         assert (await channel.unary(UNARY, ask("a"), timeout=SOON)).version_info == "a"
         assert await ended(silent[0])
+
+
+async def test_callers_without_a_name_have_fewer_places_than_others() -> None:
+    limits = Limits(connections=10, unanswered_connections=1, unanswered_patience=0)
+    async with serving(World(), limits) as (port, _), AsyncExitStack() as stack:
+        for text in ("a", "b", "c"):
+            channel = await stack.enter_async_context(channel_to(port, limits))
+            assert (await channel.unary(UNARY, ask(text), timeout=SOON)).version_info == text
+        silent = await trio.open_tcp_stream("127.0.0.1", port)
+        assert await silent.receive_some(1), "the server greets"
+        other = await trio.open_tcp_stream("127.0.0.1", port)
+        stack.push_async_callback(other.aclose)
+        assert await other.receive_some(1)
+        assert await ended(silent)
+
+
+async def test_who_has_just_come_keeps_its_place_and_the_next_must_come_again() -> None:
+    """A thousand clients at once must not throw each other out."""
+    limits = Limits(connections=1, unanswered_patience=60)
+    async with serving(World(), limits) as (port, _):
+        async with await trio.open_tcp_stream("127.0.0.1", port) as first:
+            assert await first.receive_some(1), "the server greets"
+            assert await ended(await trio.open_tcp_stream("127.0.0.1", port))
+            with trio.move_on_after(0.05) as still_there:
+                while await first.receive_some(1000):
+                    pass
+            assert still_there.cancelled_caught
 
 
 async def test_who_was_answered_keeps_its_place() -> None:
