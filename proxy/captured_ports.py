@@ -63,6 +63,7 @@ class CapturedInbound:
                 listen=self._listen,
                 app=arrival.destination,
                 mode=self._captured.mode_of(arrival.destination.port),
+                captured=True,
             )
             patience = self._captured.detect_timeout_of(port.app.port, self._detect_timeout)
             handler = self._serve(port, arrival, patience)
@@ -116,7 +117,7 @@ def route(destination: Address, listen: Address, captured: Captured) -> Outbound
         if captured.outbound_policy is OutboundPolicy.REGISTRY_ONLY:
             raise DestinationUnknown(str(destination))
         identities = frozenset[SpiffeId]()
-    return Outbound(listen=listen, destination=destination, identities=identities)
+    return Outbound(listen=listen, destination=destination, identities=identities, captured=True)
 
 
 @contextmanager

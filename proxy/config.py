@@ -32,17 +32,31 @@ CONNECT_TIMEOUT = timedelta(seconds=10)
 class Inbound:
     """A way in: where peers connect, the app behind it, and what the port takes.
 
-    Without a mode that is the control plane's to decide.
+    Without a mode that is the control plane's to decide. `captured` says that peers connect to the
+    app's own port, and are redirected here.
     """
 
     listen: Address
     app: Address
     mode: MtlsMode | None = None
+    captured: bool = False
+
+    @property
+    def workload_port(self) -> int:
+        """The port by which policies and the registry know this way in.
+
+        Peers, and so the registry, know the port that they connect to. A flag is for the app's.
+        """
+        if self.mode is not None or self.captured:
+            return self.app.port
+        return self.listen.port or self.app.port
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outbound:
     """A way out: where the app connects, where that leads, and who must be there.
+
+    `captured` says that the app chose the destination itself, and this proxy only saw it.
 
     No identities at all means plaintext; None leaves it to the registry who must be there, and how
     to reach them.
@@ -51,6 +65,7 @@ class Outbound:
     listen: Address
     destination: Address
     identities: frozenset[SpiffeId] | None = None
+    captured: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -67,6 +67,7 @@ class _Follower:
         self._state = state
         self._publish = publish
         self._heard = False
+        self._warned = False
         self.changed = trio.Event()
 
     async def follow(self) -> None:
@@ -122,6 +123,14 @@ class _Follower:
             authorization_policies=len(received.authorization_policies),
             services=len(received.service_entries),
         )
+
+        if received.request_authentications and not self._warned:
+            self._warned = True
+            log.warning(
+                "tokens in requests are not looked at by this version",
+                reason="request_authentication_not_enforced",
+                policies=[policy.key for policy in received.request_authentications],
+            )
 
     def _complaint(self, error: OSError | GrpcError) -> str:
         if isinstance(error, GrpcError):

@@ -100,7 +100,7 @@ class InboundHandler:
         arrival = self._arrival
         return Known(
             peer=peer,
-            port=self._port.app.port,
+            port=self._port.workload_port,
             source_ip=_address(source),
             destination_ip=_address(arrival.destination.host if arrival else destination),
             remote_ip=_address(arrival.source.host) if arrival else None,
@@ -130,7 +130,7 @@ class InboundHandler:
 
         The mode is asked again once the first bytes are there: it may have changed meanwhile.
         """
-        port = self._port.app.port
+        port = self._port.workload_port
         if tracked.view.modes.of_port(port).mode is MtlsMode.DISABLE:
             return Transport.PLAINTEXT, None
         seconds = tracked.view.detect_timeout or self._detect_timeout

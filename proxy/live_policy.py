@@ -91,9 +91,9 @@ class LivePolicy:
             raise RuntimeError("no port may be open before there is a view")
         return self._view
 
-    def route(self, destination: Address, subset: str = "") -> Route:
-        """Return the way to a destination as the view in force has it."""
-        return self.view.route(destination, subset)
+    def route(self, destination: Address, subset: str = "", *, named: bool = False) -> Route:
+        """Return the way to a destination as the view in force has it, see Router.route."""
+        return self.view.route(destination, subset, named=named)
 
     @property
     def is_there(self) -> bool:

@@ -36,7 +36,8 @@ class OutboundHandler:
         if self._fixed is not None:
             way = self._outward.follow(connection, self._fixed)
         else:
-            way = self._outward.reach(connection, self._port.destination)
+            named = not self._port.captured
+            way = self._outward.reach(connection, self._port.destination, named=named)
         async with way as leg:
             with self._outward.hold(leg, connection):
                 return await relay(stream, leg)

@@ -62,10 +62,14 @@ class Outward:
 
     @asynccontextmanager
     async def reach(
-        self, connection: Connection, destination: Address, subset: str = ""
+        self, connection: Connection, destination: Address, subset: str = "", *, named: bool = False
     ) -> AsyncGenerator[Leg]:
-        """Open the way to a host or address as policy says at this moment. Raises as `follow`."""
-        async with self.follow(connection, self._policy.route(destination, subset)) as leg:
+        """Open the way to a host or address as policy says at this moment. Raises as `follow`.
+
+        `named` is a destination that the operator gave, see Router.route.
+        """
+        route = self._policy.route(destination, subset, named=named)
+        async with self.follow(connection, route) as leg:
             yield leg
 
     @asynccontextmanager

@@ -64,8 +64,23 @@ class Router:
         self._unread = _Unreadable.of(received.unread)
         self._known: dict[tuple[str, str, int, str], Route] = {}
 
-    def route(self, destination: Address, subset: str = "") -> Route:
-        """Return the way to a host name or an IP address, and a SERVICE port."""
+    def route(self, destination: Address, subset: str = "", *, named: bool = False) -> Route:
+        """Return the way to a host name or an IP address, and a SERVICE port.
+
+        ALLOW_ANY is for what apps call by themselves. A destination that the operator `named` is
+        one that the registry must know: were it not there, or not any more, its traffic would go
+        out in plaintext without a word.
+        """
+        found = self._route(destination, subset)
+        if named and isinstance(found, Forward) and found.name == PASSTHROUGH:
+            return Blocked(
+                kind=OutboundBlocked,
+                why=f"the registry does not know {destination}: add a ServiceEntry with this host "
+                "and port, or say @plaintext behind it in --outbound",
+            )
+        return found
+
+    def _route(self, destination: Address, subset: str) -> Route:
         if self._config is None:
             return _not_understood(destination, "the mesh settings")
         if (ip := _ip(destination.host)) is not None:
@@ -110,7 +125,11 @@ class Router:
         *,
         only: Instance | None = None,
     ) -> Route:
-        wrong = self._unread.about(service.host) or self._unread.behind(service)
+        wrong = (
+            self._unread.about(service.host)
+            or self._unread.behind(service)
+            or self._unread.deciding_for(service, self._policies.config.root_namespace)
+        )
         if wrong:
             return _not_understood(destination, wrong)
         if only is not None or service.passthrough:
@@ -226,13 +245,19 @@ class _Unreadable:
     entries: tuple[Unread, ...]
     rules: tuple[Unread, ...]
     workloads: tuple[Unread, ...]
+    modes: tuple[Unread, ...]
 
     @classmethod
     def of(cls, unread: Iterable[Unread]) -> _Unreadable:
         def kind(name: str) -> tuple[Unread, ...]:
             return tuple(one for one in unread if one.kind == name)
 
-        return cls(kind("ServiceEntry"), kind("DestinationRule"), kind("WorkloadEntry"))
+        return cls(
+            entries=kind("ServiceEntry"),
+            rules=kind("DestinationRule"),
+            workloads=kind("WorkloadEntry"),
+            modes=kind("PeerAuthentication"),
+        )
 
     def about(self, host: str) -> str:
         """Name what may be about a host, or return an empty text."""
@@ -246,6 +271,13 @@ class _Unreadable:
         namespace = service.entry.metadata.namespace
         for one in self.workloads:
             if service.by_selector and one.namespace == namespace:
+                return str(one)
+        return ""
+
+    def deciding_for(self, service: ServiceAt, root_namespace: str) -> str:
+        """Name what may say that a service takes mutual TLS, or return an empty text."""
+        for one in self.modes:
+            if one.namespace in {service.service.namespace, root_namespace}:
                 return str(one)
         return ""
 

@@ -98,11 +98,11 @@ class View:
         """The mesh settings that were received, None where there is no control plane."""
         return None if self.trust_domains is None else self.config
 
-    def route(self, destination: Address, subset: str = "") -> Route:
-        """Return the way to a destination. Without a registry there is none."""
+    def route(self, destination: Address, subset: str = "", *, named: bool = False) -> Route:
+        """Return the way to a destination, see Router.route. Without a registry there is none."""
         if self.router is None:
             return Blocked(kind=OutboundBlocked, why=f"no registry says how to reach {destination}")
-        return self.router.route(destination, subset)
+        return self.router.route(destination, subset, named=named)
 
     @property
     def detect_timeout(self) -> float | None:
@@ -208,8 +208,11 @@ class ViewCompiler:
             return view.authorization
         chosen = applicable(policies, self._workload, config.root_namespace)
         self._compile_changed(chosen, TrustDomains.of(config))
+        # Istio passes TCP by a provider that speaks HTTP alone. Here HTTP comes as TCP, so as long
+        # as no provider is asked at all, a rule that would ask one denies.
+        providers = dict.fromkeys(providers_of(config), True)
         return Authorization(
-            [compiled for _, compiled in self._compiled.values()], providers=providers_of(config)
+            [compiled for _, compiled in self._compiled.values()], providers=providers
         )
 
     def _router(self, received: Received, last: Received | None, view: View | None) -> Router:

@@ -64,13 +64,18 @@ class _Foreground:
     def __init__(self) -> None:
         self.code = 0
         self._app: trio.Process | None = None
+        self._starting = False
+        self._early: list[int] = []
 
     async def run(self, command: Sequence[str]) -> None:
         """Run the app with our terminal. Raises AppNotStarted."""
+        self._starting = True  # it may run, and speak, before we hear that it has been started
         try:
             self._app = await trio.lowlevel.open_process(command, stdin=None)
         except OSError as error:
             raise AppNotStarted(f"cannot run {command[0]}: {error.strerror}") from error
+        for number in self._early:
+            self._app.send_signal(number)
         try:
             self.code = exit_code(await self._app.wait())
         finally:
@@ -86,10 +91,14 @@ class _Foreground:
         with trio.open_signal_receiver(*FORWARDED, signal.SIGINT) as received:
             task_status.started()
             async for number in received:
-                if self._app is None:
+                if self._app is None and not self._starting:
                     self.code = 128 + number
                     everything.cancel()
-                elif number != signal.SIGINT or not sys.stdin.isatty():
+                elif number == signal.SIGINT and sys.stdin.isatty():
+                    continue
+                elif self._app is None:
+                    self._early.append(number)
+                else:
                     self._app.send_signal(number)
 
 

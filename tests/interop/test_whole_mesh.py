@@ -30,14 +30,19 @@ metadata: {name: strict, namespace: foo}
 spec: {mtls: {mode: STRICT}}
 """
 
-DENY = """
+
+def denial(port: int) -> str:
+    """By the port that the registry has, which is not the app's."""
+    return f"""
 apiVersion: security.istio.io/v1
 kind: AuthorizationPolicy
-metadata: {name: no-sleep, namespace: foo}
+metadata: {{name: no-sleep, namespace: foo}}
 spec:
-  selector: {matchLabels: {app: httpbin}}
+  selector: {{matchLabels: {{app: httpbin}}}}
   action: DENY
-  rules: [{from: [{source: {principals: [cluster.local/ns/foo/sa/sleep]}}]}]
+  rules:
+  - from: [{{source: {{principals: [cluster.local/ns/foo/sa/sleep]}}}}]
+    to: [{{operation: {{ports: ["{port}"]}}}}]
 """
 
 
@@ -156,7 +161,7 @@ async def test_a_mesh_of_real_programs(folder: Path, nursery: trio.Nursery) -> N
             ours = await mesh.start_proxy(to_be_ended, "server", server_socket, *server)
             theirs = await mesh.start_proxy(crew, "client", client_socket, *client)
             await finds_and_secures_its_way(theirs, way_in, way_out)
-            await obeys_a_new_policy(mesh, ours, way_out)
+            await obeys_a_new_policy(mesh, ours, way_in, way_out)
         again = await mesh.start_proxy(crew, "server-again", server_socket, *server)
         await logged(again, "control_plane_unreachable")
         await until_served(way_out)
@@ -173,12 +178,12 @@ async def finds_and_secures_its_way(client: Part, way_in: int, way_out: int) -> 
     assert await exchange_or_reset(way_in) == b""
 
 
-async def obeys_a_new_policy(mesh: Programs, server: Part, way_out: int) -> None:
+async def obeys_a_new_policy(mesh: Programs, server: Part, way_in: int, way_out: int) -> None:
     """It closes what is open, lets nobody in after that, and can be taken back."""
     async with await trio.open_tcp_stream("127.0.0.1", way_out) as stream:
         await stream.send_all(b"before")
         assert await stream.receive_some() == b"before"
-        await mesh.apply(DENY)
+        await mesh.apply(denial(way_in))
         with trio.fail_after(PATIENCE), suppress(trio.BrokenResourceError):
             assert await stream.receive_some() == b""
     await logged(server, "policy_changed")

@@ -143,12 +143,14 @@ def outbound(
     *identities: SpiffeId,
     host: str = "127.0.0.1",
     policy: LivePolicy | None = None,
+    captured: bool = False,
 ) -> Handler:
     """Serve a way out: to these identities, or as policy says."""
     port = Outbound(
         listen=Address("127.0.0.1", 0),
         destination=Address(host, destination_port),
         identities=frozenset(identities) if policy is None else None,
+        captured=captured,
     )
     return OutboundHandler(port, outward(mesh, policy)).serve
 

@@ -69,10 +69,14 @@ spec: {{host: httpbin.test, trafficPolicy: {{{policy}}}}}
 
 @asynccontextmanager
 async def way_to(
-    mesh: Mesh, *texts: str, host: str = "httpbin.test", port: int = 80
+    mesh: Mesh,
+    *texts: str,
+    host: str = "httpbin.test",
+    port: int = 80,
+    captured: bool = False,
 ) -> AsyncIterator[tuple[Door, LivePolicy]]:
     policy = LivePolicy(view_of(*texts))
-    handler = outbound(mesh, port, host=host, policy=policy)
+    handler = outbound(mesh, port, host=host, policy=policy, captured=captured)
     async with door(handler) as way:
         yield way, policy
 
@@ -228,10 +232,24 @@ async def test_a_name_is_resolved_for_every_connection(
     assert asked == ["db.test"] * 2
 
 
-async def test_a_destination_that_no_registry_knows_goes_as_it_is(mesh: Mesh) -> None:
-    async with app_on() as far, way_to(mesh, host="127.0.0.1", port=far) as (way, _):
+async def test_what_an_app_calls_by_itself_goes_as_it_is_if_no_registry_knows_it(
+    mesh: Mesh,
+) -> None:
+    async with app_on() as far, way_to(mesh, host="127.0.0.1", port=far, captured=True) as (way, _):
         assert await says(way) == b"hello"
         assert (await way.line())["transport"] == "plaintext"
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
+async def test_what_a_flag_names_never_goes_in_plaintext_for_want_of_a_registry(
+    mesh: Mesh, host: str
+) -> None:
+    async with app_on() as far, way_to(mesh, host=host, port=far) as (way, _):
+        async with await connect(way.port) as app:
+            assert await receive_until_broken(app) == b""
+        line = await way.line()
+    assert line["reason"] == "outbound_blocked"
+    assert "@plaintext" in line["detail"]
 
 
 async def test_a_service_without_endpoints_says_so(mesh: Mesh) -> None:

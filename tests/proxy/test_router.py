@@ -12,6 +12,7 @@ from mesh.policy.outbound import Security
 from mesh.resources.mesh_config import MeshConfig, OutboundMode, OutboundTrafficPolicy
 from mesh.resources.networking import Balancing, DestinationRule, ServiceEntry, WorkloadEntry
 from mesh.resources.problem import Refused
+from mesh.resources.security import PeerAuthentication
 from proxy.discovery_state import DiscoveryState
 from proxy.route import Blocked, Ejection, Forward, Route
 from proxy.router import PASSTHROUGH, Router
@@ -288,3 +289,26 @@ def test_a_workload_that_is_not_understood_closes_the_services_it_may_be_behind(
     assert "WorkloadEntry foo/new" in blocked(state, "by-label.test:80")
     assert not blocked(state, "httpbin.foo.test:80")
     assert blocked(state, "10.9.9.9:80")
+
+
+@pytest.mark.parametrize(
+    ("namespace", "reached"), [("foo", False), ("istio-system", False), ("bar", True)]
+)
+def test_a_mode_that_is_not_understood_closes_the_services_it_may_be_about(
+    namespace: str, reached: bool
+) -> None:
+    """It may be what makes calls to them mutual TLS; another may say plaintext meanwhile."""
+    state = told(*resources(INLINE))
+    refused = encode_unreadable(Refused("PeerAuthentication", namespace, "new"), "1")
+    state.take(respond(URL_OF[PeerAuthentication], refused))
+    found = routing(state).route(to("httpbin.foo.test:80"))
+    assert isinstance(found, Forward) is reached
+
+
+@pytest.mark.parametrize("destination", ["other.test:80", "httpbin.foo.test:89", "10.9.9.9:80"])
+def test_what_a_flag_names_must_be_in_the_registry(destination: str) -> None:
+    found = router(INLINE).route(to(destination), named=True)
+    assert isinstance(found, Blocked)
+    assert found.kind.reason == "outbound_blocked"
+    way(router(INLINE).route(to(destination)))
+    way(router(INLINE).route(to("httpbin.foo.test:80"), named=True))

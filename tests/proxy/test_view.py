@@ -12,10 +12,11 @@ import pytest
 from mesh.discovery.codec import encode_resource, encode_unreadable
 from mesh.discovery.node import ProxyNode
 from mesh.discovery.types import URL_OF
+from mesh.policy.decision import Why
 from mesh.policy.facts import Connection
 from mesh.policy.rules import compile_policy
 from mesh.policy.selection import Workload
-from mesh.resources.mesh_config import MeshConfig
+from mesh.resources.mesh_config import ExtensionProvider, MeshConfig
 from mesh.resources.networking import ServiceEntry, WorkloadEntry
 from mesh.resources.problem import Refused
 from mesh.resources.security import AuthorizationPolicy, PeerAuthentication
@@ -216,3 +217,22 @@ def test_a_proxy_that_registers_asks_for_its_entry_even_if_it_calls_nobody() -> 
         return {request.type_url for request in DiscoveryState(node, ()).subscribe()}
 
     assert asked(replace(NODE, group="web")) - asked(NODE) == {URL_OF[WorkloadEntry]}
+
+
+CUSTOM = """
+apiVersion: security.istio.io/v1
+kind: AuthorizationPolicy
+metadata: {name: ask, namespace: foo}
+spec: {action: CUSTOM, provider: {name: ask}, rules: [{}]}
+"""
+
+
+@pytest.mark.parametrize("kind", ["envoy_ext_authz_http", "envoy_ext_authz_grpc"])
+def test_nobody_passes_a_provider_that_is_never_asked(kind: str) -> None:
+    """HTTP comes as TCP here, by which Istio passes a provider that speaks HTTP alone."""
+    provider = ExtensionProvider(name="ask", **{kind: {"service": "x", "port": 1}})
+    config = MeshConfig(extension_providers=(provider,))
+    view = ViewCompiler(WORKLOAD).compile(told(*resources(CUSTOM), config=config).received)
+    decision = view.authorization.decide(ANYBODY)
+    assert not decision.allowed
+    assert decision.why is Why.CUSTOM_UNSUPPORTED
