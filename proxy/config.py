@@ -99,6 +99,7 @@ class ProxyConfig:
     federated_trust_domains: frozenset[TrustDomain] = frozenset()
     detect_timeout: float = DETECT_TIMEOUT.total_seconds()
     connect_timeout: float = CONNECT_TIMEOUT.total_seconds()
+    metrics_listen: Address | None = None
     shared_ports: bool = False
     """Other processes with this configuration listen on the same ports."""
 
@@ -120,6 +121,11 @@ class ProxyConfig:
 def _refuse_what_cannot_be_shared(config: ProxyConfig) -> None:
     """Raise ConfigError for what several processes would do to each other."""
     listens = [port.listen for port in config.inbound] + [port.listen for port in config.outbound]
+    if config.metrics_listen is not None:
+        raise ConfigError(
+            "several workers would answer in turn, each for itself: leave out --workers, or "
+            "--metrics-listen"
+        )
     if any(listen.port == 0 for listen in listens):
         raise ConfigError(
             "with several workers a port of 0 would be another one for each: name the ports"

@@ -20,6 +20,7 @@ from mesh.policy.decision import Decision
 from mesh.spiffe import SpiffeId
 from proxy.admission import Known, decide, refusal
 from proxy.errors import ConnectionFailed
+from proxy.metrics import Decisions
 from proxy.policy_errors import PolicyChanged
 from proxy.report import Transport
 from proxy.route import Route
@@ -64,14 +65,17 @@ class Tracked:
 
     def _identified(self, peer_id: SpiffeId | None) -> None:
         self._known.peer_id, self._known.identified = peer_id, True
+        decision = decide(self.view, self._known)
+        self._policy.decisions.count(decision)
         self.check()
-        _log_side_effects(decide(self.view, self._known), self._known)
+        _log_side_effects(decision, self._known)
 
     def judge_again(self, view: View) -> bool:
         """Close the connection if a new view denies it; tell whether it does."""
         denial = refusal(view, self._known)
         if denial is not None:
             self.denial = PolicyChanged(denial)
+            self._policy.decisions.count_closed()
             self.scope.cancel()
         return denial is not None
 
@@ -80,6 +84,7 @@ class LivePolicy:
     """Holds the view in force."""
 
     def __init__(self, view: View | None = None) -> None:
+        self.decisions = Decisions()
         self._view = view
         self._there = trio.Event()
         self._open: set[Tracked] = set()

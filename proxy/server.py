@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from random import Random
 
 import trio
@@ -10,6 +10,7 @@ import trio
 from mesh.address import Address
 from mesh.clock import Now, system_now
 from mesh.errors import ConfigError
+from mesh.http_endpoint import Page, serve_pages
 from mesh.log import get_logger
 from mesh.policy.selection import Workload
 from proxy.balancer import Balancer
@@ -24,6 +25,7 @@ from proxy.identity import IdentityStore
 from proxy.inbound import InboundHandler
 from proxy.listener import Handler, accept_forever, connection_limit, open_listeners
 from proxy.live_policy import LivePolicy
+from proxy.metrics import CONTENT_TYPE
 from proxy.mode import MtlsMode
 from proxy.node import called_hosts, node_for
 from proxy.origination import OriginatedTls
@@ -48,6 +50,7 @@ class Running:
     inbound: tuple[Address, ...]
     outbound: tuple[Address, ...]
     captured: tuple[Address, ...] = ()
+    metrics: Address | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,10 +93,27 @@ async def serve(
                     await _await_policy(config, config.discovery, identities, policy, nursery)
                 ports = _ports(config, tls, policy, now)
                 running = await _open_all(config, ports, identities, doors)
+                running = replace(running, metrics=await _serve_metrics(config, policy, acceptors))
                 log.info("proxy ready", **_facts(running))
                 task_status.started(running)
         finally:
             stop.set()
+
+
+async def _serve_metrics(
+    config: ProxyConfig, policy: LivePolicy, nursery: trio.Nursery
+) -> Address | None:
+    if config.metrics_listen is None:
+        return None
+
+    def metrics() -> Page:
+        text = policy.decisions.exposition(open_connections=policy.count)
+        return Page(body=text.encode(), content_type=CONTENT_TYPE)
+
+    listeners = await _listen(config.metrics_listen)
+    await nursery.start(serve_pages, {"/metrics": metrics}, listeners)
+    host, port, *_ = listeners[0].socket.getsockname()
+    return Address(host, port)
 
 
 async def _await_policy(
@@ -140,13 +160,7 @@ class _Doors:
 
     async def open(self, port: _Port) -> Address:
         """Listen and accept from now on; return the first address that is bound."""
-        try:
-            listeners = await open_listeners(port.listen, shared=self._shared)
-        except OSError as error:
-            raise ConfigError(
-                f"cannot listen on {port.listen}: {error.strerror or error}; "
-                "choose another address, or stop what uses it"
-            ) from error
+        listeners = await _listen(port.listen, shared=self._shared)
         for listener in listeners:
             if port.transparent:
                 _take_over(listener)
@@ -156,6 +170,16 @@ class _Doors:
 
     async def _accept(self, listener: trio.SocketListener, handler: Handler) -> None:
         await accept_forever(listener, handler, connections=self._connections, slots=self._slots)
+
+
+async def _listen(where: Address, *, shared: bool = False) -> list[trio.SocketListener]:
+    try:
+        return await open_listeners(where, shared=shared)
+    except OSError as error:
+        raise ConfigError(
+            f"cannot listen on {where}: {error.strerror or error}; "
+            "choose another address, or stop what uses it"
+        ) from error
 
 
 async def _open_all(

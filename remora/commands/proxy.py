@@ -106,6 +106,9 @@ def run(  # noqa: PLR0913 - one parameter per flag
         str | None,
         typer.Option(metavar="TIME", help="End connections about that old.", show_default="no end"),
     ] = None,
+    metrics_listen: Annotated[
+        str | None, typer.Option(metavar="HOST:PORT", help="Serve /metrics for Prometheus there.")
+    ] = None,
     workers: Annotated[
         int, typer.Option(metavar="N", min=1, max=64, help="Processes that share the ports.")
     ] = 1,
@@ -121,6 +124,7 @@ def run(  # noqa: PLR0913 - one parameter per flag
     Addresses are HOST:PORT or [V6]:PORT. Ports open when certificate and policy are there.
     Whatever fails is reset.
     """
+    from mesh.address import Address
     from mesh.duration import parse_duration
     from proxy.captured_flags import parse_captured
     from proxy.config import (
@@ -172,6 +176,7 @@ def run(  # noqa: PLR0913 - one parameter per flag
         federated_trust_domains=parse_trust_domains(federated_trust_domain or ()),
         detect_timeout=parse_duration(detect_timeout).total_seconds(),
         connect_timeout=parse_duration(connect_timeout).total_seconds(),
+        metrics_listen=None if metrics_listen is None else Address.parse(metrics_listen),
         shared_ports=workers > 1,
     )
     configure_logging(log_format, log_level)

@@ -143,12 +143,12 @@ async def until_served(port: int) -> None:
 
 async def test_a_mesh_of_real_programs(folder: Path, nursery: trio.Nursery) -> None:
     app = await serve_app(nursery, echo)
-    way_in, way_out = free_port(), free_port()
+    way_in, way_out, metrics = free_port(), free_port(), free_port()
     server = (
         *("--inbound", f"127.0.0.1:{way_in}=127.0.0.1:{app}", "--address", "127.0.0.1"),
         # Its label app=httpbin, by which a policy selects it, is its group's.
         *("--workload-group", "httpbin", "--name", "httpbin-1"),
-        *("--state-dir", str(folder / "kept")),
+        *("--state-dir", str(folder / "kept"), "--metrics-listen", f"127.0.0.1:{metrics}"),
     )
     client = ("--outbound", f"127.0.0.1:{way_out}=httpbin.test:80", "--name", "sleep-1")
     async with open_crew() as crew:
@@ -162,6 +162,7 @@ async def test_a_mesh_of_real_programs(folder: Path, nursery: trio.Nursery) -> N
             theirs = await mesh.start_proxy(crew, "client", client_socket, *client)
             await finds_and_secures_its_way(theirs, way_in, way_out)
             await obeys_a_new_policy(mesh, ours, way_in, way_out)
+            await counts_its_decisions(metrics)
         again = await mesh.start_proxy(crew, "server-again", server_socket, *server)
         await logged(again, "control_plane_unreachable")
         await until_served(way_out)
@@ -192,3 +193,11 @@ async def obeys_a_new_policy(mesh: Programs, server: Part, way_in: int, way_out:
     assert {"httpbin-1", "sleep-1"} <= await mesh.connected()
     await mesh.delete("AuthorizationPolicy", "no-sleep")
     await until_served(way_out)
+
+
+async def counts_its_decisions(port: int) -> None:
+    """As Prometheus would ask."""
+    text = (await exchange(port, b"GET /metrics HTTP/1.0\r\n\r\n")).decode()
+    labels = 'decision="denied",policy="foo/no-sleep",rule="0",reason="deny_rule"'
+    assert f"remora_authorization_decisions_total{{{labels}}} " in text
+    assert "remora_connections_closed_by_policy_total 1" in text
