@@ -109,7 +109,7 @@ def describe(member: Member, world: World) -> Description:
         services=tuple(_service(one, world) for one in backings),
         authorization=tuple(_policy(policy) for policy in sorted(policies, key=_order)),
         tokens=tuple(_tokens(one) for one in tokens),
-        remarks=tuple(_remarks(member, modes, policies, tokens)),
+        remarks=(*_unread(member, world), *_remarks(member, modes, policies, tokens)),
     )
 
 
@@ -164,6 +164,11 @@ def _policy(policy: AuthorizationPolicy) -> PolicyLine:
 def _tokens(check: RequestAuthentication) -> TokenLine:
     issuers = tuple(rule.issuer or "any issuer" for rule in check.spec.jwt_rules)
     return TokenLine(name=check.key, issuers=issuers)
+
+
+def _unread(member: Member, world: World) -> Iterator[str]:
+    for unread in world.not_understood(member.workload):
+        yield f"{unread} never was good: while it is there, its proxy lets nobody in"
 
 
 def _remarks(

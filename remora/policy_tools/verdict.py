@@ -81,6 +81,7 @@ def judge(
     steps = [Step(Aspect.CLIENT, good=True, sentence=tls.why)]
     mode = world.modes(target.member.workload).of_port(target.port)
     steps.append(_server_side(target, mode))
+    steps.extend(_understanding(target, world))
     reached = reach(tls.security, mode.mode if target.member.has_proxy else None)
     steps.append(Step(Aspect.TLS, reached.success, reached.why))
     if reached.mtls:
@@ -147,6 +148,14 @@ def _server_side(target: Target, mode: Mode) -> Step:
     if not target.member.has_proxy:
         sentence = "the server has no proxy: nothing is enforced there"
     return Step(Aspect.SERVER, good=True, sentence=sentence)
+
+
+def _understanding(target: Target, world: World) -> Iterator[Step]:
+    unread = world.not_understood(target.member.workload)
+    if unread and target.member.has_proxy:
+        names = ", ".join(map(str, unread))
+        text = f"lets nobody in while a policy that it may have is not understood: {names}"
+        yield Step(Aspect.SERVER, good=False, sentence=text)
 
 
 def _identities(client: Caller, target: Target, tls: OutboundTls, world: World) -> Iterator[Step]:
