@@ -63,7 +63,11 @@ class Question:
 def ask(given: Given, question: Question, *, as_json: bool) -> bool:
     """Answer one question; return whether the call is allowed everywhere. Raises ConfigError."""
     world = read_world(given)
-    client = caller(parse_from(question.caller), world)
+    asking = parse_from(question.caller, world.registry.members)
+    if asking.service_account:
+        text = f"note: no WorkloadEntry is called {question.caller}: taken for a service account"
+        typer.echo(text, err=True)
+    client = caller(asking, world)
     found = targets(parse_to(question.called, question.port), client, world)
     if not found:
         raise ConfigError(f"the service {question.called} has no endpoints")

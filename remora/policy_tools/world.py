@@ -12,7 +12,7 @@ from mesh.policy.rules import CompiledPolicy, compile_policy
 from mesh.policy.selection import Attachments, Workload
 from mesh.policy.trust_domains import TrustDomains
 from mesh.resources.mesh_config import MeshConfig
-from mesh.resources.networking import DestinationRule, ServiceEntry, WorkloadEntry
+from mesh.resources.networking import DestinationRule, ServiceEntry, WorkloadEntry, WorkloadGroup
 from mesh.resources.problem import Refused
 from mesh.resources.security import AuthorizationPolicy, PeerAuthentication, RequestAuthentication
 from mesh.resources.values import Resource, age_order
@@ -50,6 +50,7 @@ class World:
         self.registry = Registry(
             (one for one in found if isinstance(one, ServiceEntry)),
             (one for one in found if isinstance(one, WorkloadEntry)),
+            (one for one in found if isinstance(one, WorkloadGroup)),
             trust_domain=config.trust_domain,
         )
         self._unread = [one for one in unread if one.kind in POLICIES]

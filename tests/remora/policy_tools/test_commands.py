@@ -45,6 +45,18 @@ def test_a_question_is_answered_by_exit_code_and_words(shop: Path) -> None:
     assert "NOT allowed\n" in plaintext.output
 
 
+def test_a_caller_that_is_in_no_registry_is_a_service_account(shop: Path) -> None:
+    """As `remora token create` names it; a sidecar that only calls registers nowhere."""
+    allowed = check(shop, "--from", "shop/web", *WEB[2:], "--path", "/products/1", "-o", "json")
+    assert allowed.exit_code == 0
+    assert json.loads(allowed.stdout)[0]["by"] == "shop/catalog"
+    assert "no WorkloadEntry is called shop/web: taken for a service account" in allowed.stderr
+    denied = check(shop, "--from", "other/web", *WEB[2:], "--path", "/products/1")
+    assert denied.exit_code == 1
+    named = check(shop, *WEB, "--path", "/products/1")
+    assert named.stderr == ""
+
+
 def test_a_question_is_answered_in_json(shop: Path) -> None:
     result = check(shop, *WEB, "--path", "/products/1", "-o", "json")
     (answer,) = json.loads(result.output)
@@ -70,7 +82,8 @@ def test_a_question_must_be_whole(shop: Path, words: tuple[str, ...]) -> None:
         (*WEB, "--header", "nonsense"),
         (*WEB, "--header", "a: b", "--header", "A: c"),
         ("--from", "nobody", *WEB[2:]),
-        ("--from", "shop/nobody", *WEB[2:]),
+        ("--from", "shop/no/body", *WEB[2:]),
+        (*WEB[:3], "shop/nobody", *WEB[4:]),
         ("--cases", "/nowhere"),
     ],
 )

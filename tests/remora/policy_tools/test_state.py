@@ -28,7 +28,7 @@ kind: WorkloadEntry
 metadata: {name: httpbin-127.0.0.1, namespace: foo, labels: {app: httpbin}}
 spec: {address: 127.0.0.1, serviceAccount: httpbin, ports: {http: 8443}}
 """
-SLEEP = ("--from", "spiffe://cluster.local/ns/foo/sa/sleep")
+SLEEP = ("--from", "foo/sleep")
 DIRECT = (*SLEEP, "--to", "foo/httpbin-127.0.0.1", "--port", "8443")
 
 

@@ -181,13 +181,14 @@ def test_callees_that_are_nobody(whom: To) -> None:
 
 
 def test_how_a_command_line_names_them() -> None:
-    assert parse_from("plaintext") == From(plaintext=True)
-    assert parse_from("a/b") == From(workload="a/b")
-    assert parse_from("spiffe://td/x") == From(identity="spiffe://td/x")
+    assert parse_from("plaintext", ()) == From(plaintext=True)
+    assert parse_from("a/b", {"a/b"}) == From(workload="a/b")
+    assert parse_from("a/b", ()) == From(service_account="a/b")
+    assert parse_from("spiffe://td/x", ()) == From(identity="spiffe://td/x")
     assert parse_to("a/b", 1) == To(workload="a/b", port=1)
     assert parse_to("a.b", 1) == To(service="a.b", port=1)
     with pytest.raises(ConfigError):
-        parse_from("web")
+        parse_from("web", ())
 
 
 @pytest.mark.parametrize("case", read_cases("reachability", "reachability"), ids=lambda c: c["id"])
