@@ -60,12 +60,13 @@ def apply(
     from ca.store.writer import apply as apply_all
     from mesh.clock import system_now
     from mesh.errors import ConfigError
+    from remora.policy_tools.unenforced import unenforced_problem
     from remora.resources.given import read_given
 
     if not filename:
         raise ConfigError("nothing to apply: give a file or directory with -f")
     given = read_given(filename, namespace)
-    _warn(given.warnings)
+    _warn([*given.warnings, *filter(None, map(unenforced_problem, given.resources))])
     root = _root(state_dir, resources)
     plan = apply_all(root, given.resources, system_now(), dry_run=dry_run)
     _say(plan, dry_run=dry_run)

@@ -95,6 +95,22 @@ def test_apply_takes_directories_and_standard_input(root: Path, tmp_path: Path) 
     assert run("apply", "-f", "-", stdin=DENY).count("unchanged") == 1
 
 
+def test_apply_warns_of_what_proxies_do_not_enforce_yet(root: Path) -> None:
+    custom = DENY.replace("action: DENY", "action: CUSTOM, provider: {name: opa}")
+    tokens = """---
+apiVersion: security.istio.io/v1
+kind: RequestAuthentication
+metadata: {name: jwt, namespace: foo}
+spec: {jwtRules: [{issuer: i}]}
+"""
+    result = CliRunner().invoke(app, ["apply", "-f", "-"], input=f"{custom}{tokens}---\n{STRICT}")
+    assert result.exit_code == 0
+    assert result.stdout.count("created") == 3
+    assert "warning: AuthorizationPolicy foo/deny: proxies ask no external" in result.stderr
+    assert "warning: RequestAuthentication foo/jwt: proxies do not look at it yet" in result.stderr
+    assert "PeerAuthentication" not in result.stderr
+
+
 def test_one_wrong_document_and_nothing_is_applied(root: Path, tmp_path: Path) -> None:
     file = write(tmp_path / "a.yaml", f"{DENY}---\n{WRONG}")
     with pytest.raises(ResourcesInvalid) as caught:
