@@ -63,13 +63,13 @@ class Memory:
 
         Nothing is kept where there is no file. Raises ConfigError if it cannot be read.
         """
-        if not self._path.exists():
-            return {}, ""
         address = f"{self._path.absolute().as_uri()}?mode=ro"
         try:
+            if not self._path.exists():
+                return {}, ""
             with closing(sqlite3.connect(address, uri=True, timeout=BUSY)) as db:
                 return _everything(db)
-        except sqlite3.Error as error:
+        except (OSError, sqlite3.Error) as error:
             raise ConfigError(
                 f"cannot read what the control plane keeps in {self._path}: {error}. Run this as "
                 "the control plane's user, or name the files of resources with -f"

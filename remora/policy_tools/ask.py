@@ -124,9 +124,13 @@ def _read_state(given: Given, state_dir: Path) -> World:
     besides = frozenset(path.resolve() for path in given.besides)
     state = in_force(state_dir, mesh_config=given.mesh_config, besides=besides)
     for problem in state.problems:
-        typer.echo(f"warning: refused, what was good before stays in force: {problem}", err=True)
+        typer.echo(
+            f"warning: refused; what was good before, if anything, is in force: {problem}", err=True
+        )
     for refused in state.unread:
-        typer.echo(f"warning: never was good: {refused}", err=True)
+        typer.echo(
+            f"warning: never was good, so that there is nothing to go by: {refused}", err=True
+        )
     return World(state.resources, state.config, state.unread)
 
 

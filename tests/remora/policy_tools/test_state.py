@@ -92,7 +92,10 @@ async def test_a_bad_file_is_warned_of_and_answered_by_what_was_good_last(state:
     result = remora("check", "--state-dir", state, *plaintext)
     assert result.exit_code == 1
     assert "STRICT by PeerAuthentication foo/default" in result.output
-    assert f"warning: refused, what was good before stays in force: {strict}:" in result.stderr
+    assert (
+        f"warning: refused; what was good before, if anything, is in force: {strict}:"
+        in result.stderr
+    )
     assert remora("check", "--state-dir", state, *DIRECT).exit_code == 0
     described = remora("describe", "foo/httpbin-127.0.0.1", "--state-dir", state)
     assert "PeerAuthentication foo/default" in described.output
@@ -118,7 +121,10 @@ async def test_a_policy_that_never_was_good_lets_nobody_in(state: Path) -> None:
     result = remora("check", "--state-dir", state, *DIRECT)
     assert result.exit_code == 1
     assert "not understood: PeerAuthentication foo/x" in result.output
-    assert "never was good: PeerAuthentication foo/x" in result.stderr
+    assert (
+        "never was good, so that there is nothing to go by: PeerAuthentication foo/x"
+        in result.stderr
+    )
     elsewhere = (*SLEEP, "--to", "shop/catalog-1", "--port", "8080")
     assert remora("check", "--state-dir", state, *elsewhere).exit_code == 0
     described = remora("describe", "foo/httpbin-127.0.0.1", "--state-dir", state)
@@ -146,6 +152,11 @@ def test_what_cannot_be_read_is_said_and_left_as_it_is(state: Path) -> None:
     assert (state / MEMORY_FILE).exists()
     with pytest.raises(ConfigError, match="correct --state-dir"):
         in_force(state / "none")
+
+
+def test_a_state_directory_that_cannot_be_looked_into_is_a_complaint(state: Path) -> None:
+    result = remora("check", "--state-dir", state / ("x" * 300), *DIRECT)
+    assert isinstance(result.exception, ConfigError)
 
 
 def test_reading_makes_no_memory(state: Path) -> None:
