@@ -14,7 +14,7 @@ from ca.discovery.registrar import Registrar
 from ca.discovery.service import DiscoveryService, Identify
 from ca.discovery.status import StatusService
 from ca.errors import StatusRefused
-from ca.store.memory import Memory
+from ca.store.memory import MEMORY_FILE, Memory
 from ca.store.store import ResourceStore
 from mesh.clock import Now
 from mesh.errors import ConfigError
@@ -23,7 +23,6 @@ from mesh.log import get_logger
 from mesh.resources.mesh_config import MeshConfig
 from mesh.unix_socket import peer_credentials, unix_listener
 
-MEMORY_FILE = "last-good.sqlite"
 ADMIN_SOCKET = "admin.sock"
 """In the state directory."""
 

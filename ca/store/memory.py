@@ -14,6 +14,7 @@ from pathlib import Path
 
 import msgspec
 
+from mesh.errors import ConfigError
 from mesh.files import PRIVATE_FILE
 from mesh.log import get_logger
 from mesh.resources.loader import load_objects
@@ -24,6 +25,9 @@ _log = get_logger("ca.store")
 _SCHEMA = "CREATE TABLE IF NOT EXISTS last_good (file TEXT NOT NULL, body BLOB NOT NULL)"
 _SETTINGS = "CREATE TABLE IF NOT EXISTS settings (text TEXT NOT NULL)"
 _INDEX = "CREATE INDEX IF NOT EXISTS last_good_file ON last_good (file)"
+
+MEMORY_FILE = "last-good.sqlite"
+"""In the state directory."""
 
 BUSY = 5.0
 """Seconds to wait for another control plane on the same directory; its writes take milliseconds."""
@@ -42,8 +46,7 @@ class Memory:
         """
         try:
             with self._open() as db:
-                rows = list(db.execute("SELECT file, body FROM last_good"))
-                settings = "".join(text for (text,) in db.execute("SELECT text FROM settings"))
+                return _everything(db)
         except sqlite3.DatabaseError as error:
             aside = self._path.with_suffix(".damaged")
             _log.error(
@@ -54,14 +57,23 @@ class Memory:
             )
             self._path.replace(aside)
             return {}, ""
-        objects: dict[str, list[object]] = {}
-        for file, body in rows:
-            objects.setdefault(file, []).append(json.loads(body))
-        resources: dict[str, Sequence[Resource]] = {
-            file: load_objects(found, source=file, already_admitted=True).resources
-            for file, found in objects.items()
-        }
-        return resources, settings
+
+    def look(self) -> tuple[dict[str, Sequence[Resource]], str]:
+        """Return the same without a change to the file, for whoever is not its control plane.
+
+        Nothing is kept where there is no file. Raises ConfigError if it cannot be read.
+        """
+        address = f"{self._path.absolute().as_uri()}?mode=ro"
+        try:
+            if not self._path.exists():
+                return {}, ""
+            with closing(sqlite3.connect(address, uri=True, timeout=BUSY)) as db:
+                return _everything(db)
+        except (OSError, sqlite3.Error) as error:
+            raise ConfigError(
+                f"cannot read what the control plane keeps in {self._path}: {error}. Run this as "
+                "the control plane's user, or name the files of resources with -f"
+            ) from error
 
     def write(self, files: Mapping[str, Iterable[Resource]], settings: str) -> None:
         """Keep what some files hold now, instead of what they held, and the mesh settings.
@@ -88,3 +100,18 @@ class Memory:
             db.execute(_SETTINGS)
             db.execute(_INDEX)
             yield db
+
+
+def _everything(db: sqlite3.Connection) -> tuple[dict[str, Sequence[Resource]], str]:
+    with db:  # one transaction, so that both are of the same moment
+        db.execute("BEGIN")
+        rows = list(db.execute("SELECT file, body FROM last_good"))
+        settings = "".join(text for (text,) in db.execute("SELECT text FROM settings"))
+    objects: dict[str, list[object]] = {}
+    for file, body in rows:
+        objects.setdefault(file, []).append(json.loads(body))
+    resources: dict[str, Sequence[Resource]] = {
+        file: load_objects(found, source=file, already_admitted=True).resources
+        for file, found in objects.items()
+    }
+    return resources, settings

@@ -21,7 +21,12 @@ from remora.policy_options import (
 def check(  # noqa: PLR0913 - one parameter per flag
     *,
     from_: Annotated[
-        str, typer.Option("--from", metavar="WHO", help="NS/NAME, a SPIFFE ID, or plaintext.")
+        str,
+        typer.Option(
+            "--from",
+            metavar="WHO",
+            help="NS/NAME of a workload or service account, a SPIFFE ID, or plaintext.",
+        ),
     ] = "",
     to: Annotated[
         str, typer.Option(metavar="WHOM", help="NS/NAME of a workload, or a service's host.")

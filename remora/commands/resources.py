@@ -5,7 +5,7 @@ from __future__ import annotations
 import enum
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -47,6 +47,9 @@ def apply(
     namespace: Annotated[
         str, typer.Option("-n", "--namespace", help="Of resources that say none.")
     ] = "default",
+    skip_unknown_kinds: Annotated[
+        bool, typer.Option("--skip-unknown-kinds", help="Pass over kinds that are not read here.")
+    ] = False,
     dry_run: DryRunOption = False,
     state_dir: StateDirOption = STATE_DIR,
     resources: ResourcesOption = None,
@@ -60,12 +63,15 @@ def apply(
     from ca.store.writer import apply as apply_all
     from mesh.clock import system_now
     from mesh.errors import ConfigError
+    from remora.policy_tools.unenforced import unenforced_problem
     from remora.resources.given import read_given
 
     if not filename:
         raise ConfigError("nothing to apply: give a file or directory with -f")
-    given = read_given(filename, namespace)
-    _warn(given.warnings)
+    given = read_given(filename, namespace, skip_unknown_kinds=skip_unknown_kinds)
+    for skipped in given.skipped:
+        typer.echo(f"passed over: {skipped}", err=True)
+    _warn([*given.warnings, *filter(None, map(unenforced_problem, given.resources))])
     root = _root(state_dir, resources)
     plan = apply_all(root, given.resources, system_now(), dry_run=dry_run)
     _say(plan, dry_run=dry_run)
@@ -84,27 +90,40 @@ def get(
 ) -> None:
     """Print resources as they stand in the control plane's directory.
 
-    What cannot be read there is named on standard error. Exit code 1 if the
-    one that was asked for by NAME is not there.
+    Asked for workloadentries, also those that are in no file because the
+    workloads have registered themselves: the column SOURCE tells. What cannot
+    be read there is named on standard error. Exit code 1 if the one that was
+    asked for by NAME is not there.
     """
     from ca.store.errors import ResourceNotFound
     from ca.store.writer import read_unchanging
     from mesh.resources.loader import load_resources
+    from mesh.resources.networking import WorkloadEntry
+    from remora.policy_tools.state import registered
     from remora.resources.kinds import parse_kinds
 
     kinds = parse_kinds(kind)
     found: dict[tuple[str, str], Resource] = {}
+    standing: list[Resource] = []
     for file, text in read_unchanging(_root(state_dir, resources)).items():
         loaded = load_resources(text, file=file)
         _complain(loaded.problems)
-        for one in loaded.resources:
-            wanted = type(one).__name__ in kinds and name in {None, one.metadata.name}
-            if wanted and namespace in {None, one.metadata.namespace}:
-                found.setdefault((type(one).__name__, one.key), one)
+        standing += loaded.resources
+    # What `get all` prints is to be applied again, elsewhere: no registration should become a file.
+    passing = registered(state_dir) if kinds == (WorkloadEntry.__name__,) else ()
+    for one in (*standing, *passing):
+        wanted = type(one).__name__ in kinds and name in {None, one.metadata.name}
+        if wanted and namespace in {None, one.metadata.namespace}:
+            found.setdefault((type(one).__name__, one.key), one)
     if name is not None and not found:
         place = "any namespace" if namespace is None else f"namespace {namespace}"
         raise ResourceNotFound(f"there is no {kind} {name} in {place}")
-    _print([found[ident] for ident in sorted(found)], output, single=name is not None)
+    chosen = [found[ident] for ident in sorted(found)]
+    if output is Output.TABLE:
+        in_files = {one.key for one in standing if isinstance(one, WorkloadEntry)}
+        _print_tables(chosen, in_files)
+    else:
+        _print(chosen, output, single=name is not None)
 
 
 def delete(
@@ -170,9 +189,6 @@ def _print(resources: Sequence[Resource], output: Output, *, single: bool) -> No
         for one in resources:
             typer.echo(full_name(type(one).__name__, one.metadata.name))
         return
-    if output is Output.TABLE:
-        _print_tables(resources)
-        return
     objects = [as_object(one) for one in resources]
     whole: dict[str, Any] = {"apiVersion": "v1", "kind": "List", "items": objects}
     _print_data(objects[0] if single and len(objects) == 1 else whole, output)
@@ -187,7 +203,7 @@ def _print_data(data: dict[str, Any], output: Output) -> None:
         typer.echo(yaml.safe_dump(data, sort_keys=False, allow_unicode=True), nl=False)
 
 
-def _print_tables(resources: Sequence[Resource]) -> None:
+def _print_tables(resources: Sequence[Resource], in_files: Container[str]) -> None:
     from itertools import groupby
 
     from mesh.clock import system_now
@@ -203,4 +219,4 @@ def _print_tables(resources: Sequence[Resource]) -> None:
     for index, (kind, group) in enumerate(groups):
         if len(groups) > 1:
             typer.echo(f"{'' if index == 0 else chr(10)}{plural(kind)}")
-        typer.echo(resource_table(group, system_now()))
+        typer.echo(resource_table(group, system_now(), in_files))

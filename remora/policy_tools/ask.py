@@ -23,6 +23,7 @@ from remora.policy_tools.show_cases import (
     verdict_lines,
 )
 from remora.policy_tools.sources import Given, gather, read_text
+from remora.policy_tools.state import in_force
 from remora.policy_tools.verdict import judge
 from remora.policy_tools.world import World
 
@@ -62,7 +63,11 @@ class Question:
 def ask(given: Given, question: Question, *, as_json: bool) -> bool:
     """Answer one question; return whether the call is allowed everywhere. Raises ConfigError."""
     world = read_world(given)
-    client = caller(parse_from(question.caller), world)
+    asking = parse_from(question.caller, world.registry.members)
+    if asking.service_account:
+        text = f"note: no WorkloadEntry is called {question.caller}: taken for a service account"
+        typer.echo(text, err=True)
+    client = caller(asking, world)
     found = targets(parse_to(question.called, question.port), client, world)
     if not found:
         raise ConfigError(f"the service {question.called} has no endpoints")
@@ -101,12 +106,32 @@ def run_files(
 
 
 def read_world(given: Given) -> World:
-    """Read the resources; none may be wrong, since all answers might be. Raises ConfigError."""
+    """Read the resources. Raises ConfigError.
+
+    In files none may be wrong, since all answers might be; a control plane goes on with what was
+    good last, and so do the answers about it.
+    """
+    if not given.paths and given.state_dir is not None:
+        return _read_state(given, given.state_dir)
     held = gather(given)
     refuse(held.problems, "the resources cannot be used")
     for skipped in held.skipped:
         typer.echo(f"passed over: {skipped}", err=True)
     return World(held.resources, held.config)
+
+
+def _read_state(given: Given, state_dir: Path) -> World:
+    besides = frozenset(path.resolve() for path in given.besides)
+    state = in_force(state_dir, mesh_config=given.mesh_config, besides=besides)
+    for problem in state.problems:
+        typer.echo(
+            f"warning: refused; what was good before, if anything, is in force: {problem}", err=True
+        )
+    for refused in state.unread:
+        typer.echo(
+            f"warning: never was good, so that there is nothing to go by: {refused}", err=True
+        )
+    return World(state.resources, state.config, state.unread)
 
 
 def refuse(problems: Sequence[Problem], sentence: str) -> None:

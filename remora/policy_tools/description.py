@@ -12,6 +12,7 @@ from mesh.policy.rules import is_dry_run
 from mesh.resources.security import Action, AuthorizationPolicy, MtlsMode, RequestAuthentication
 from mesh.resources.values import Labels
 from remora.policy_tools.registry import Backing, Member, endpoint_of
+from remora.policy_tools.unenforced import unenforced
 from remora.policy_tools.world import World
 
 
@@ -109,7 +110,11 @@ def describe(member: Member, world: World) -> Description:
         services=tuple(_service(one, world) for one in backings),
         authorization=tuple(_policy(policy) for policy in sorted(policies, key=_order)),
         tokens=tuple(_tokens(one) for one in tokens),
-        remarks=tuple(_remarks(member, modes, policies, tokens)),
+        remarks=(
+            *_unread(member, world),
+            *_remarks(member, modes, policies, tokens),
+            *(f"{one.key}: {text}" for one in (*policies, *tokens) if (text := unenforced(one))),
+        ),
     )
 
 
@@ -164,6 +169,11 @@ def _policy(policy: AuthorizationPolicy) -> PolicyLine:
 def _tokens(check: RequestAuthentication) -> TokenLine:
     issuers = tuple(rule.issuer or "any issuer" for rule in check.spec.jwt_rules)
     return TokenLine(name=check.key, issuers=issuers)
+
+
+def _unread(member: Member, world: World) -> Iterator[str]:
+    for unread in world.not_understood(member.workload):
+        yield f"{unread} never was good: while it is there, its proxy lets nobody in"
 
 
 def _remarks(

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Container
 from dataclasses import dataclass, field
 from typing import Annotated
 
@@ -117,18 +118,22 @@ def targets(given: To, client: Caller, world: World) -> tuple[Target, ...]:
     return (Target(member=member, port=given.port, backing=next(through, None)),)
 
 
-def parse_from(text: str) -> From:
-    """Parse the caller of a command line: `NS/NAME`, a SPIFFE ID, or `plaintext`."""
+def parse_from(text: str, workloads: Container[str]) -> From:
+    """Parse the caller of a command line: `NS/NAME`, a SPIFFE ID, or `plaintext`.
+
+    A name is that of a workload, or else of a service account: a sidecar that only calls is in no
+    registry. Raises ConfigError.
+    """
     if text == PLAINTEXT:
         return From(plaintext=True)
     if text.startswith(SCHEME):
         return From(identity=text)
     if "/" not in text:
         raise ConfigError(
-            f"{text!r} is no caller: write NAMESPACE/NAME of a WorkloadEntry, "
+            f"{text!r} is no caller: write NAMESPACE/NAME of a WorkloadEntry or service account, "
             f"a SPIFFE ID, or {PLAINTEXT}"
         )
-    return From(workload=text)
+    return From(workload=text) if text in workloads else From(service_account=text)
 
 
 def parse_to(text: str, port: int) -> To:

@@ -23,6 +23,7 @@ from mesh.resources.networking import (
     ServicePort,
     WorkloadEntry,
     WorkloadEntrySpec,
+    WorkloadGroup,
 )
 from mesh.resources.values import Labels, age_order
 from mesh.spiffe import SCHEME
@@ -74,6 +75,7 @@ class Registry:
         self,
         services: Iterable[ServiceEntry],
         workloads: Iterable[WorkloadEntry],
+        groups: Iterable[WorkloadGroup] = (),
         *,
         trust_domain: str,
     ) -> None:
@@ -91,6 +93,7 @@ class Registry:
             for entry in sorted(services, key=age_order)
             for host in entry.spec.hosts
         )
+        self._supposed = tuple(map(_supposed, groups))
         self._behind: dict[str, tuple[Member, ...]] = {}
 
     def entry_for(self, host: str, client_namespace: str) -> ServiceEntry | None:
@@ -107,7 +110,10 @@ class Registry:
         return min(matching, key=lambda one: one[:3])[3] if matching else None
 
     def members_of(self, entry: ServiceEntry) -> tuple[Member, ...]:
-        """Return the workloads behind a service: its own list, or those that it selects."""
+        """Return the workloads behind a service: its own list, or those that it selects.
+
+        Where it selects none yet, one stands for those that will register from a WorkloadGroup.
+        """
         if entry.key not in self._behind:
             self._behind[entry.key] = tuple(self._members_of(entry))
         return self._behind[entry.key]
@@ -119,9 +125,13 @@ class Registry:
                 yield _member(f"{entry.key} endpoint {index}", namespace, endpoint)
             return
         wanted = spec.workload_selector.labels.items()
-        for member in self._by_namespace.get(namespace, ()):
-            if wanted <= member.labels.items():
-                yield member
+        members = self._by_namespace.get(namespace, ())
+        found = [member for member in members if wanted <= member.labels.items()]
+        yield from found or (
+            member
+            for member in self._supposed
+            if member.namespace == namespace and wanted <= member.labels.items()
+        )
 
     def backings(self, member: Member) -> tuple[Backing, ...]:
         """Return every service port that a workload stands behind."""
@@ -173,6 +183,14 @@ def visible(entry: ServiceEntry, namespace: str) -> bool:
 def _labelled(entry: WorkloadEntry) -> WorkloadEntrySpec:
     """Return a workload with all its labels. Istio: those of the metadata win."""
     return replace(entry.spec, labels={**entry.spec.labels, **entry.metadata.labels})
+
+
+def _supposed(group: WorkloadGroup) -> Member:
+    """Return what a workload will be that registers from a group, with no labels of its own."""
+    template, namespace = group.spec.template, group.metadata.namespace
+    labels = {**template.labels, **group.spec.metadata.labels, TLS_MODE_LABEL: "istio"}
+    name = f"{group.key} (any of this WorkloadGroup)"
+    return _member(name, namespace, replace(template, labels=labels))
 
 
 def _member(name: str, namespace: str, spec: WorkloadEntrySpec) -> Member:

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from xml.etree import ElementTree
 
 from remora.policy_tools.cases import Outcome
+from remora.policy_tools.unenforced import AS_TCP
 from remora.policy_tools.verdict import Verdict
 
 _UNPRINTABLE = re.compile(r"[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
@@ -21,6 +22,9 @@ def as_lines(outcomes: Sequence[Outcome], *, verbose: bool) -> Iterator[str]:
         elif verbose:
             yield f"ok    {outcome.located.case.name}"
             yield from _steps(outcome.verdict)
+    otherwise = sum(one.verdict is not None and one.verdict.as_tcp is not None for one in outcomes)
+    if otherwise:
+        yield f"note: {otherwise} come out otherwise today (-v tells): {AS_TCP}"
     failed = sum(not outcome.passed for outcome in outcomes)
     yield f"{len(outcomes) - failed} of {len(outcomes)} cases passed"
 
@@ -37,9 +41,14 @@ def _failed(outcome: Outcome) -> Iterator[str]:
 
 
 def _steps(verdict: Verdict | None) -> Iterator[str]:
-    for step in () if verdict is None else verdict.steps:
+    if verdict is None:
+        return
+    for step in verdict.steps:
         mark = " " if step.good else "!"
         yield f"    {mark} {step.aspect}: {step.sentence}"
+    if verdict.as_tcp is not None:
+        answer = "allowed" if verdict.allowed_as_tcp else "NOT allowed"
+        yield f"    ! today {answer}: {AS_TCP}: {verdict.as_tcp.sentence}"
 
 
 def as_data(outcomes: Iterable[Outcome]) -> list[dict[str, object]]:
@@ -67,6 +76,7 @@ def verdict_data(verdict: Verdict) -> dict[str, object]:
         "target": verdict.target,
         "port": verdict.port,
         "allowed": verdict.allowed,
+        "allowedAsTcp": verdict.allowed_as_tcp,
         "mtls": verdict.mtls,
         "mode": verdict.mode or None,
         "by": verdict.by or None,

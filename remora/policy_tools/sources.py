@@ -6,21 +6,20 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from ca.config import RESOURCES_DIR
 from mesh.errors import ConfigError
 from mesh.files import read_file
 from mesh.resources.loader import Loaded, load_mesh_config, load_resources
 from mesh.resources.mesh_config import MeshConfig
 from mesh.resources.problem import Problem
 from mesh.resources.values import Resource
+from remora.policy_tools.state import registered
 
 SUFFIXES = frozenset({".yaml", ".yml", ".json"})
 """Files of a folder that are read; all others are somebody else's."""
 
 MESH_FILE = "mesh.yaml"
 """The mesh settings in a folder of resources."""
-
-RESOURCES = "resources"
-"""The folder of resources in a control plane's state directory."""
 
 MAX_BYTES = 256 * 1024 * 1024
 """Bytes in one file: above any text that is read (four bytes a character), and below a device."""
@@ -62,6 +61,8 @@ class Texts:
 
     texts: tuple[Text, ...]
     config: MeshConfig
+    registered: tuple[Resource, ...] = ()
+    """Workloads of a state directory that stand in no file."""
 
 
 def gather(given: Given) -> Holdings:
@@ -72,8 +73,10 @@ def gather(given: Given) -> Holdings:
 def read_texts(given: Given) -> Texts:
     """Read the files, and the mesh settings. Raises ConfigError."""
     paths = given.paths
+    workloads: tuple[Resource, ...] = ()
     if not paths and given.state_dir is not None:
-        paths = (given.state_dir / RESOURCES,)
+        paths = (given.state_dir / RESOURCES_DIR,)
+        workloads = registered(given.state_dir)
     if not paths:
         raise ConfigError("there is nothing to read: give -f FILE_OR_FOLDER, or --state-dir")
     besides = {path.resolve() for path in given.besides}
@@ -84,6 +87,7 @@ def read_texts(given: Given) -> Texts:
     return Texts(
         texts=tuple(Text(file=str(file), content=read_text(file)) for file in wanted),
         config=_settings(settings),
+        registered=workloads,
     )
 
 
@@ -105,6 +109,8 @@ def holdings(given: Texts, *, skip_unknown_kinds: bool) -> Holdings:
     problems = [problem for part in parts for problem in part.problems]
     for text, part in zip(given.texts, parts, strict=True):
         problems.extend(_take(part, text.file, found))
+    for workload in given.registered:
+        found.setdefault((type(workload).__name__, workload.key), workload)
     return Holdings(
         resources=tuple(found.values()),
         config=given.config,

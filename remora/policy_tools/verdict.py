@@ -18,6 +18,7 @@ from mesh.resources.checks import parse_address
 from mesh.resources.validate_registry import HTTP_PROTOCOLS
 from remora.policy_tools.parties import UNKNOWN_CLIENT, UNKNOWN_SERVER, Caller, Target
 from remora.policy_tools.registry import endpoint_of
+from remora.policy_tools.unenforced import AS_TCP
 from remora.policy_tools.world import World
 
 
@@ -47,7 +48,8 @@ class Verdict:
     """The answer for one workload port.
 
     `mtls` is None where no connection comes about; `by` names the policy that decided, as
-    `NAMESPACE/NAME`, and is empty if none did.
+    `NAMESPACE/NAME`, and is empty if none did. `as_tcp` is the decision on the connection alone
+    where it is another than on the request that was asked about.
     """
 
     target: str
@@ -57,6 +59,12 @@ class Verdict:
     mode: str
     by: str
     steps: tuple[Step, ...]
+    as_tcp: Decision | None = None
+
+    @property
+    def allowed_as_tcp(self) -> bool:
+        """Whether it is let through by proxies that do not see the request."""
+        return self.allowed if self.as_tcp is None else self.as_tcp.allowed
 
     @property
     def reason(self) -> str:
@@ -81,31 +89,37 @@ def judge(
     steps = [Step(Aspect.CLIENT, good=True, sentence=tls.why)]
     mode = world.modes(target.member.workload).of_port(target.port)
     steps.append(_server_side(target, mode))
+    steps.extend(_understanding(target, world))
     reached = reach(tls.security, mode.mode if target.member.has_proxy else None)
     steps.append(Step(Aspect.TLS, reached.success, reached.why))
     if reached.mtls:
         steps.extend(_identities(client, target, tls, world))
     connected = all(step.good for step in steps)
     decision: Decision | None = None
+    as_tcp: Decision | None = None
     if target.member.has_proxy and connected:
+        authorization = world.authorization(target.member.workload)
+        connection = _connection(
+            client, target, tls, mtls=reached.mtls, remote_address=remote_address
+        )
+        as_tcp = authorization.decide(connection)
         if isinstance(request, PathRefused):
             steps.append(Step(Aspect.REQUEST, good=False, sentence=f"{request.status}: {request}"))
         else:
-            connection = _connection(
-                client, target, tls, mtls=reached.mtls, remote_address=remote_address
-            )
-            decision = world.authorization(target.member.workload).decide(connection, request)
+            decision = authorization.decide(connection, request)
             told = _told(decision, target, as_http=request is not None)
             steps.append(Step(Aspect.AUTHORIZATION, decision.allowed, told))
     rule = None if decision is None else decision.rule
+    allowed = all(step.good for step in steps)
     return Verdict(
         target=target.member.name,
         port=target.port,
-        allowed=all(step.good for step in steps),
+        allowed=allowed,
         mtls=reached.mtls if connected else None,
         mode=str(mode.mode) if target.member.has_proxy else "",
         by=f"{rule.namespace}/{rule.policy}" if rule else "",
         steps=tuple(steps),
+        as_tcp=as_tcp if as_tcp is not None and as_tcp.allowed != allowed else None,
     )
 
 
@@ -149,6 +163,14 @@ def _server_side(target: Target, mode: Mode) -> Step:
     return Step(Aspect.SERVER, good=True, sentence=sentence)
 
 
+def _understanding(target: Target, world: World) -> Iterator[Step]:
+    unread = world.not_understood(target.member.workload)
+    if unread and target.member.has_proxy:
+        names = ", ".join(map(str, unread))
+        text = f"lets nobody in while a policy that it may have is not understood: {names}"
+        yield Step(Aspect.SERVER, good=False, sentence=text)
+
+
 def _identities(client: Caller, target: Target, tls: OutboundTls, world: World) -> Iterator[Step]:
     presented = target.member.identity(world.config.trust_domain)
     if presented and tls.sans:
@@ -189,5 +211,5 @@ def _told(decision: Decision, target: Target, *, as_http: bool) -> str:
         told += f"; the dry-run {shadow.action.upper()} policies would have {shadow.result} it"
     protocol = "" if target.backing is None else target.backing.port.protocol
     if not (decision.allowed or as_http) and protocol.upper() in HTTP_PROTOCOLS:
-        told += "; this is the answer for plain TCP, but the port is HTTP: ask about a request"
+        told += f"; the port is HTTP, but {AS_TCP}: ask about a request for the answer from then on"
     return told

@@ -12,17 +12,28 @@ from mesh.policy.rules import CompiledPolicy, compile_policy
 from mesh.policy.selection import Attachments, Workload
 from mesh.policy.trust_domains import TrustDomains
 from mesh.resources.mesh_config import MeshConfig
-from mesh.resources.networking import DestinationRule, ServiceEntry, WorkloadEntry
+from mesh.resources.networking import DestinationRule, ServiceEntry, WorkloadEntry, WorkloadGroup
+from mesh.resources.problem import Refused
 from mesh.resources.security import AuthorizationPolicy, PeerAuthentication, RequestAuthentication
 from mesh.resources.values import Resource, age_order
 from remora.policy_tools.registry import Registry
+
+POLICIES = frozenset(
+    one.__name__ for one in (AuthorizationPolicy, PeerAuthentication, RequestAuthentication)
+)
+"""Kinds that may deny: a proxy that has one it does not understand lets nobody in."""
 
 
 class World:
     """What decides about connections: the resources sorted by kind, and the mesh settings."""
 
-    def __init__(self, resources: Iterable[Resource], config: MeshConfig) -> None:
-        """Take valid resources of any kind, in any order."""
+    def __init__(
+        self,
+        resources: Iterable[Resource],
+        config: MeshConfig,
+        unread: Iterable[Refused] = (),
+    ) -> None:
+        """Take valid resources of any kind, in any order, and the names of those never good."""
         found = sorted(resources, key=age_order)
         root = config.root_namespace
         self.config = config
@@ -39,8 +50,10 @@ class World:
         self.registry = Registry(
             (one for one in found if isinstance(one, ServiceEntry)),
             (one for one in found if isinstance(one, WorkloadEntry)),
+            (one for one in found if isinstance(one, WorkloadGroup)),
             trust_domain=config.trust_domain,
         )
+        self._unread = [one for one in unread if one.kind in POLICIES]
         self._authorizations = Attachments(self.authorizations, root_namespace=root)
         self._requests = Attachments(self.requests, root_namespace=root)
         self._compiled: dict[str, CompiledPolicy] = {}
@@ -48,6 +61,11 @@ class World:
     def modes(self, workload: Workload) -> EffectiveModes:
         """Return the mutual TLS mode of each port of a workload."""
         return self.outbound.modes.effective(workload)
+
+    def not_understood(self, workload: Workload) -> list[Refused]:
+        """Return the policies that never were good: a proxy that may be meant lets nobody in."""
+        places = {workload.namespace, self.config.root_namespace}
+        return [one for one in self._unread if one.namespace in places]
 
     def policies_for(self, workload: Workload) -> list[AuthorizationPolicy]:
         """Return the AuthorizationPolicies that apply to a workload."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from datetime import datetime, timedelta
 
 from mesh.resources.networking import DestinationRule, ServiceEntry, WorkloadEntry
@@ -22,14 +22,14 @@ def table(rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(line.rstrip() for line in lines)
 
 
-def resource_table(resources: Sequence[Resource], now: datetime) -> str:
-    """Return resources of one kind as a table."""
-    head = ("NAMESPACE", "NAME", *columns(resources[0]), "AGE")
+def resource_table(resources: Sequence[Resource], now: datetime, in_files: Container[str]) -> str:
+    """Return resources of one kind as a table; `in_files` are WorkloadEntries nobody registered."""
+    head = ("NAMESPACE", "NAME", *columns(resources[0], in_files), "AGE")
     rows = [
         (
             one.metadata.namespace,
             one.metadata.name,
-            *columns(one).values(),
+            *columns(one, in_files).values(),
             age(one.metadata.creation_timestamp, now),
         )
         for one in resources
@@ -37,7 +37,7 @@ def resource_table(resources: Sequence[Resource], now: datetime) -> str:
     return table([head, *rows])
 
 
-def columns(resource: Resource) -> dict[str, str]:
+def columns(resource: Resource, in_files: Container[str]) -> dict[str, str]:
     """Return what is worth seeing of a resource, by the column's head."""
     match resource:
         case AuthorizationPolicy():
@@ -53,7 +53,8 @@ def columns(resource: Resource) -> dict[str, str]:
                 "RESOLUTION": resource.spec.resolution,
             }
         case WorkloadEntry():
-            return {"ADDRESS": resource.spec.address}
+            source = "file" if resource.key in in_files else "registered"
+            return {"ADDRESS": resource.spec.address, "SOURCE": source}
         case _:
             return {}
 

@@ -21,22 +21,29 @@ STDIN = "-"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Given:
-    """Valid resources in the order they were given, and what is doubtful about them."""
+    """Valid resources in the order they were given, what is doubtful, and what was passed over."""
 
     resources: tuple[Resource, ...]
     warnings: tuple[Problem, ...]
+    skipped: tuple[Problem, ...] = ()
 
 
-def read_given(sources: Sequence[str], namespace: str) -> Given:
+def read_given(
+    sources: Sequence[str], namespace: str, *, skip_unknown_kinds: bool = False
+) -> Given:
     """Read all sources. Raises ResourcesInvalid with all that is wrong, or ConfigError."""
     resources: list[Resource] = []
     problems: list[Problem] = []
     warnings: list[Problem] = []
+    skipped: list[Problem] = []
     seen: dict[tuple[str, str], str] = {}
     for file, text in _texts(sources):
-        loaded = load_resources(text, file=file, default_namespace=namespace)
+        loaded = load_resources(
+            text, file=file, default_namespace=namespace, skip_unknown_kinds=skip_unknown_kinds
+        )
         problems += loaded.problems
         warnings += loaded.warnings
+        skipped += loaded.skipped
         for resource in loaded.resources:
             ident = ident_of(resource)
             if ident in seen:
@@ -47,7 +54,7 @@ def read_given(sources: Sequence[str], namespace: str) -> Given:
         raise ResourcesInvalid(problems)
     if not resources:
         raise ConfigError(f"there are no resources in {', '.join(sources)}")
-    return Given(resources=tuple(resources), warnings=tuple(warnings))
+    return Given(resources=tuple(resources), warnings=tuple(warnings), skipped=tuple(skipped))
 
 
 def _texts(sources: Sequence[str]) -> Iterator[tuple[str, str]]:

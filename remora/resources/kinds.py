@@ -38,7 +38,10 @@ def parse_kinds(text: str) -> tuple[str, ...]:
         if word in {kind.lower(), plural(kind), SHORT_NAMES[kind]}:
             return (kind,)
     words = sorted({*(kind.lower() for kind in KINDS), *SHORT_NAMES.values(), ALL})
-    raise ConfigError(f"there is no kind {text[:80]!r}{nearest(word, words)}")
+    known = ", ".join(f"{plural(kind)} ({SHORT_NAMES[kind]})" for kind in sorted(KINDS))
+    raise ConfigError(
+        f"there is no kind {text[:80]!r}{nearest(word, words)}. There are {known}, and {ALL}"
+    )
 
 
 def full_name(kind: str, name: str) -> str:

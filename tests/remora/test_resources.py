@@ -16,6 +16,8 @@ from typer.testing import CliRunner
 from ca.store.edit import plan_apply, plan_delete
 from ca.store.errors import ResourceConflict, ResourceNotFound, ResourcesInvalid
 from ca.store.lock import JOURNAL, write_together, writing
+from ca.store.memory import MEMORY_FILE, Memory
+from ca.store.store import PUT
 from mesh.errors import ConfigError, RemoraError
 from mesh.resources.loader import load_resources
 from remora.cli import app
@@ -95,6 +97,56 @@ def test_apply_takes_directories_and_standard_input(root: Path, tmp_path: Path) 
     assert run("apply", "-f", "-", stdin=DENY).count("unchanged") == 1
 
 
+def test_apply_warns_of_what_proxies_do_not_enforce_yet(root: Path) -> None:
+    custom = DENY.replace("action: DENY", "action: CUSTOM, provider: {name: opa}")
+    tokens = """---
+apiVersion: security.istio.io/v1
+kind: RequestAuthentication
+metadata: {name: jwt, namespace: foo}
+spec: {jwtRules: [{issuer: i}]}
+"""
+    result = CliRunner().invoke(app, ["apply", "-f", "-"], input=f"{custom}{tokens}---\n{STRICT}")
+    assert result.exit_code == 0
+    assert result.stdout.count("created") == 3
+    assert "warning: AuthorizationPolicy foo/deny: proxies ask no external" in result.stderr
+    assert "warning: RequestAuthentication foo/jwt: proxies do not look at it yet" in result.stderr
+    assert "PeerAuthentication" not in result.stderr
+
+
+def test_apply_passes_over_kinds_that_are_not_read_if_told_so(root: Path) -> None:
+    both = f"{DENY}---\napiVersion: v1\nkind: Service\nmetadata: {{name: x}}\n"
+    with pytest.raises(ResourcesInvalid, match="Service"):
+        run("apply", "-f", "-", stdin=both)
+    result = CliRunner().invoke(app, ["apply", "-f", "-", "--skip-unknown-kinds"], input=both)
+    assert result.stdout == "authorizationpolicy.security.istio.io/deny created\n"
+    assert result.stderr.startswith("passed over: <stdin>:7: Service default/x")
+    wrong = f"{WRONG}---\n{both}"
+    with pytest.raises(ResourcesInvalid, match=r"spec\.action"):
+        run("apply", "-f", "-", "--skip-unknown-kinds", stdin=wrong)
+
+
+ENTRY = """\
+apiVersion: networking.istio.io/v1
+kind: WorkloadEntry
+metadata: {name: w, namespace: foo}
+spec: {address: 10.0.0.1}
+"""
+
+
+def test_get_shows_who_has_registered_and_says_so(root: Path) -> None:
+    run("apply", "-f", "-", stdin=ENTRY)
+    [mine] = load_resources(ENTRY).resources
+    [other] = load_resources(ENTRY.replace("name: w", "name: registered-1")).resources
+    kept = {PUT + "foo/w": [mine], PUT + "foo/registered-1": [other], "gone.yaml": [other]}
+    Memory(root.parent / MEMORY_FILE).write(kept, "")
+    head, first, second = (line.split() for line in run("get", "we").splitlines())
+    assert head == ["NAMESPACE", "NAME", "ADDRESS", "SOURCE", "AGE"]
+    assert first[:4] == ["foo", "registered-1", "10.0.0.1", "registered"]
+    assert second[:4] == ["foo", "w", "10.0.0.1", "file"]
+    assert len(objects("we")) == 2
+    assert len(objects("all")) == 1, "to be applied again: a registration is no file"
+
+
 def test_one_wrong_document_and_nothing_is_applied(root: Path, tmp_path: Path) -> None:
     file = write(tmp_path / "a.yaml", f"{DENY}---\n{WRONG}")
     with pytest.raises(ResourcesInvalid) as caught:
@@ -113,6 +165,7 @@ def test_one_wrong_document_and_nothing_is_applied(root: Path, tmp_path: Path) -
         pytest.param(["apply", "-f", "empty.yaml"], "no resources in empty.yaml", id="empty"),
         pytest.param(["get", "authorizationpolice"], "did you mean", id="kind"),
         pytest.param(["get", "pods"], "no kind 'pods'", id="foreign-kind"),
+        pytest.param(["get", "NONSENSE"], r"workloadgroups \(wg\), and all", id="kinds-there-are"),
         pytest.param(["delete", "all", "x"], "name the kind", id="delete-all"),
         pytest.param(["delete", "ap"], "say what to delete", id="delete-nothing"),
         pytest.param(

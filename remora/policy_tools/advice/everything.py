@@ -20,6 +20,7 @@ from remora.policy_tools.advice.message import Advice, Code, advice, of_istio
 from remora.policy_tools.advice.peers import peer_advice, selects_all
 from remora.policy_tools.advice.rules import Members, rule_advice
 from remora.policy_tools.registry import Member
+from remora.policy_tools.unenforced import unenforced
 from remora.policy_tools.world import World
 
 
@@ -49,6 +50,7 @@ def analyze_all(material: Material) -> Findings:
     workloads = _workloads(world, inventory.pods)
     found = [of_istio(one) for one in analyze(inventory) if _can_be_known(one, inventory)]
     found.extend(_unknown_kinds(material.skipped))
+    found.extend(_not_enforced(world))
     found.extend(peer_advice(world))
     found.extend(client_advice(world))
     found.extend(rule_advice(world, _selected(world, workloads)))
@@ -113,6 +115,13 @@ def _unknown_kinds(skipped: Sequence[Problem]) -> Iterator[Advice]:
     for problem in skipped:
         if problem.resource.partition(" ")[0] not in OTHER_KINDS:
             yield advice(Code.UNKNOWN_KIND, problem.resource, problem.message)
+
+
+def _not_enforced(world: World) -> Iterator[Advice]:
+    for resource in (*world.authorizations, *world.requests):
+        if text := unenforced(resource):
+            place = f"{type(resource).__name__} {resource.key}"
+            yield advice(Code.NOT_ENFORCED, place, text)
 
 
 def _selecting_nothing(world: World, workloads: Sequence[Member]) -> Iterator[Advice]:

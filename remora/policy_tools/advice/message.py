@@ -41,6 +41,7 @@ class Code(Enum):
     PLAINTEXT_REFUSED = ("REM0012", "PlaintextRefused", Level.WARNING)
     PLAINTEXT_ACCEPTED = ("REM0013", "PlaintextAccepted", Level.INFO)
     UNKNOWN_KIND = ("REM0014", "UnknownKind", Level.ERROR)
+    NOT_ENFORCED = ("REM0015", "NotEnforcedYet", Level.WARNING)
 
 
 @dataclass(frozen=True, slots=True)

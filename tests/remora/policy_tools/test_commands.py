@@ -37,7 +37,9 @@ def test_a_question_is_answered_by_exit_code_and_words(shop: Path) -> None:
     allowed = check(shop, *WEB, "--path", "/products/1", "--header", "x-a: b")
     assert allowed.exit_code == 0
     assert "shop/catalog-1 port 8080: allowed, mutual TLS" in allowed.output
+    assert "! today NOT allowed: proxies judge it as plain TCP until" in allowed.output
     denied = check(shop, *WEB, "--method", "PUT")
+    assert "today" not in denied.output
     assert denied.exit_code == 1
     assert "! authorization: denied" in denied.output
     plaintext = check(shop, "--from", "plaintext", "--to", "shop/catalog-1", "--port", "8080")
@@ -45,10 +47,23 @@ def test_a_question_is_answered_by_exit_code_and_words(shop: Path) -> None:
     assert "NOT allowed\n" in plaintext.output
 
 
+def test_a_caller_that_is_in_no_registry_is_a_service_account(shop: Path) -> None:
+    """As `remora token create` names it; a sidecar that only calls registers nowhere."""
+    allowed = check(shop, "--from", "shop/web", *WEB[2:], "--path", "/products/1", "-o", "json")
+    assert allowed.exit_code == 0
+    assert json.loads(allowed.stdout)[0]["by"] == "shop/catalog"
+    assert "no WorkloadEntry is called shop/web: taken for a service account" in allowed.stderr
+    denied = check(shop, "--from", "other/web", *WEB[2:], "--path", "/products/1")
+    assert denied.exit_code == 1
+    named = check(shop, *WEB, "--path", "/products/1")
+    assert named.stderr == ""
+
+
 def test_a_question_is_answered_in_json(shop: Path) -> None:
     result = check(shop, *WEB, "--path", "/products/1", "-o", "json")
     (answer,) = json.loads(result.output)
     assert (answer["allowed"], answer["mtls"], answer["by"]) == (True, True, "shop/catalog")
+    assert answer["allowedAsTcp"] is False
 
 
 @pytest.mark.parametrize(
@@ -70,7 +85,8 @@ def test_a_question_must_be_whole(shop: Path, words: tuple[str, ...]) -> None:
         (*WEB, "--header", "nonsense"),
         (*WEB, "--header", "a: b", "--header", "A: c"),
         ("--from", "nobody", *WEB[2:]),
-        ("--from", "shop/nobody", *WEB[2:]),
+        ("--from", "shop/no/body", *WEB[2:]),
+        (*WEB[:3], "shop/nobody", *WEB[4:]),
         ("--cases", "/nowhere"),
     ],
 )
@@ -96,7 +112,9 @@ def test_cases_are_run(shop: Path, tmp_path: Path) -> None:
 """
     cases.write_text("cases:" + one)
     good = check(shop, "--cases", cases)
-    assert (good.exit_code, good.output) == (0, "1 of 1 cases passed\n")
+    note, passed = good.output.splitlines()
+    assert (good.exit_code, passed) == (0, "1 of 1 cases passed")
+    assert note.startswith("note: 1 come out otherwise today (-v tells): proxies judge it as plain")
     cases.write_text("cases:" + one + one.replace("allowed: true", "allowed: false"))
     report = tmp_path / "junit.xml"
     bad = check(shop, "--cases", cases, "--junit", report)

@@ -78,6 +78,7 @@ def test_policies_are_told_in_the_order_in_which_they_are_asked() -> None:
         ("shop/web-1", (REGISTRY,), "everybody who can connect"),
         ("shop/web-1", (REGISTRY,), "takes plaintext too"),
         ("shop/web-1", (TOKENS, REGISTRY), "without a token still pass"),
+        ("shop/catalog-1", (TOKENS, REGISTRY), "proxies do not look at it yet"),
     ],
 )
 def test_remarks_say_what_follows(name: str, documents: tuple[str, ...], remark: str) -> None:

@@ -34,6 +34,28 @@ spec:
 """
 
 
+GROUP = """
+apiVersion: networking.istio.io/v1
+kind: WorkloadGroup
+metadata: {name: web, namespace: NAMESPACE}
+spec:
+  metadata: {labels: {app: web}}
+  template: {serviceAccount: web, ports: {http: 8443}, labels: {app: old, tier: front}}
+"""
+
+WEB_SERVICE = """
+apiVersion: networking.istio.io/v1
+kind: ServiceEntry
+metadata: {name: web, namespace: shop}
+spec:
+  hosts: [web.shop.svc.cluster.local]
+  location: MESH_INTERNAL
+  resolution: STATIC
+  ports: [{number: 80, name: http, protocol: HTTP}]
+  workloadSelector: {labels: {app: web}}
+"""
+
+
 def registry(*documents: str) -> Registry:
     return world(*documents).registry
 
@@ -117,3 +139,18 @@ def test_labels_of_the_metadata_count_and_win() -> None:
     found = registry(labelled)
     assert found.members["shop/web-1"].labels == {"app": "catalog", "tier": "front"}
     assert len(found.backings(found.members["shop/web-1"])) == 2
+
+
+def test_where_nobody_has_registered_yet_the_group_says_who_will() -> None:
+    group = GROUP.replace("NAMESPACE", "shop")
+    found = registry(WEB_SERVICE, group, GROUP.replace("NAMESPACE", "other"))
+    [member] = found.members_of(found.services[0][1])
+    assert member.name == "shop/web (any of this WorkloadGroup)"
+    assert member.has_proxy
+    assert member.identity("td") == "spiffe://td/ns/shop/sa/web"
+    assert target_port(member, found.services[0][1].spec.ports[0]) == 8443
+    assert member.labels["app"] == "web", "metadata wins over the template, as at registration"
+    assert found.members == {}
+    with_entries = registry(WEB_SERVICE, group, REGISTRY)
+    entry = dict(with_entries.services)["web.shop.svc.cluster.local"]
+    assert [one.name for one in with_entries.members_of(entry)] == ["shop/web-1"]

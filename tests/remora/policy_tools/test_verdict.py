@@ -71,6 +71,18 @@ def test_a_question_about_tcp_to_an_http_port_says_so() -> None:
     assert "ask about a request" not in verdict(WEB, admin, None, world(*SHOP)).reason
 
 
+def test_proxies_that_see_no_request_may_decide_otherwise() -> None:
+    found = verdict(WEB, HTTP, GET, world(*SHOP))
+    assert (found.allowed, found.allowed_as_tcp) == (True, False)
+    assert found.as_tcp is not None
+    assert "none of their rules matches" in found.as_tcp.sentence
+    put = verdict(WEB, HTTP, Request(method="PUT", path="/products/1"), world(*SHOP))
+    assert (put.allowed, put.allowed_as_tcp, put.as_tcp) == (False, False, None)
+    assert verdict(WEB, HTTP, None, world(*SHOP)).as_tcp is None
+    refused = verdict(From(plaintext=True), HTTP, GET, world(*SHOP))
+    assert (refused.allowed_as_tcp, refused.as_tcp) == (False, None)
+
+
 def test_a_server_that_is_not_who_it_should_be_is_refused_by_the_client() -> None:
     rule = f"""
 apiVersion: networking.istio.io/v1
@@ -181,13 +193,14 @@ def test_callees_that_are_nobody(whom: To) -> None:
 
 
 def test_how_a_command_line_names_them() -> None:
-    assert parse_from("plaintext") == From(plaintext=True)
-    assert parse_from("a/b") == From(workload="a/b")
-    assert parse_from("spiffe://td/x") == From(identity="spiffe://td/x")
+    assert parse_from("plaintext", ()) == From(plaintext=True)
+    assert parse_from("a/b", {"a/b"}) == From(workload="a/b")
+    assert parse_from("a/b", ()) == From(service_account="a/b")
+    assert parse_from("spiffe://td/x", ()) == From(identity="spiffe://td/x")
     assert parse_to("a/b", 1) == To(workload="a/b", port=1)
     assert parse_to("a.b", 1) == To(service="a.b", port=1)
     with pytest.raises(ConfigError):
-        parse_from("web")
+        parse_from("web", ())
 
 
 @pytest.mark.parametrize("case", read_cases("reachability", "reachability"), ids=lambda c: c["id"])

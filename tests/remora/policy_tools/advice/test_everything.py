@@ -67,6 +67,18 @@ def test_unknown_kinds_are_errors_unless_they_are_wanted() -> None:
     assert [one.code for one in findings(typo, skip=True).advice] == ["REM0001"]
 
 
+def test_what_proxies_do_not_enforce_yet_is_told_of() -> None:
+    custom = authz("[{}]", "CUSTOM\n  provider: {name: opa}")
+    known = "extensionProviders: [{name: opa, envoyExtAuthzGrpc: {service: a, port: 1}}]"
+    (message,) = findings(custom, STRICT, mesh=known).advice
+    assert (message.code, message.level) == ("REM0015", Level.WARNING)
+    assert "whatever its rules match is denied" in message.text
+    (message,) = findings(request_authn("app: web"), STRICT).advice
+    assert (message.code, message.resource) == ("REM0015", "RequestAuthentication shop/jwt")
+    assert "no token is verified" in message.text
+    assert findings(authz("[{}]"), STRICT).advice == ()
+
+
 def test_the_worst_comes_first() -> None:
     levels = [one.level for one in findings(authz("[{from: []}]"), STRICT, STRICT).advice]
     assert levels == sorted(levels, key=list(Level).index, reverse=True)

@@ -142,5 +142,6 @@ def test_an_external_authorizer_must_be_known() -> None:
     assert told(policy) == [("REM0011", POLICY)]
     known = "extensionProviders: [{name: opa, envoyExtAuthzGrpc: {service: a, port: 1}}]"
     assert told(policy, mesh=known) == []
-    (message,) = findings(policy, STRICT).advice
-    assert "denied" in message.text
+    unknown, _ = findings(policy, STRICT).advice
+    assert unknown.code == "REM0011"
+    assert "denied" in unknown.text
