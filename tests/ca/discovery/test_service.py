@@ -432,6 +432,22 @@ async def test_a_proxy_that_comes_back_keeps_its_entry_as_it_was(
     assert registered(mesh) is before
 
 
+async def test_an_entry_stays_for_the_first_proxy_when_a_second_of_its_address_goes(
+    autojump_clock: MockClock, mesh: Mesh
+) -> None:
+    mesh.put("g.yaml", GROUP)
+    async with mesh.proxy() as call:
+        await subscribed(call, WORKLOAD_ENTRY, GROUPED)
+        async with mesh.proxy() as second:
+            await subscribed(second, WORKLOAD_ENTRY, GROUPED)
+        await trio.sleep(60)
+        assert registered(mesh) is not None
+    await trio.testing.wait_all_tasks_blocked()
+    await trio.sleep(9)
+    assert registered(mesh) is not None
+    await until(lambda: registered(mesh) is None)
+
+
 async def test_an_entry_of_an_earlier_run_waits_for_its_proxy(
     autojump_clock: MockClock, mesh: Mesh, tmp_path: Path
 ) -> None:
