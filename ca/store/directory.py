@@ -11,7 +11,7 @@ from pathlib import Path
 
 from mesh.errors import ConfigError
 from mesh.files import read_file
-from mesh.resources.loader import Loaded, load_resources
+from mesh.resources.loader import UNKNOWN, Loaded, load_resources
 from mesh.resources.problem import Problem
 from mesh.resources.yaml_text import MAX_TEXT
 
@@ -146,7 +146,7 @@ def sign(path: Path) -> Signature | None:
     except OSError:
         if is_gone(path):
             return None
-        raise
+        status = path.stat()  # It has come meanwhile, or this raises.
     if stat.S_ISDIR(status.st_mode):
         return None
     if not stat.S_ISREG(status.st_mode):
@@ -168,16 +168,16 @@ def read_text(path: Path) -> str:
         raise ConfigError(f"{path} is not text in UTF-8") from error
 
 
-def read_resources(root: Path, path: str) -> Loaded:
-    """Read one file; one that cannot be read is a problem that names no resource."""
+def read_resources(root: Path, path: str) -> Loaded | None:
+    """Read one file, None if it is gone; one that cannot be read is a problem without a name."""
     try:
         text = read_text(root / path)
     except ConfigError as error:
-        return unreadable(path, str(error))
+        return None if is_gone(root / path) else unreadable(path, str(error))
     return load_resources(text, file=path)
 
 
 def unreadable(path: str, message: str) -> Loaded:
     """Return what is known of a file that cannot be read: that it is there."""
     problem = Problem(file=path, line=0, resource="", field="", message=message)
-    return Loaded(problems=(problem,))
+    return Loaded(problems=(problem,), unnamed=(UNKNOWN,))

@@ -241,14 +241,16 @@ class ResourceStore:
             remembered = set(known) | {
                 file for file in self.catalog.files if not file.startswith(PUT)
             }
+            places = listing.failed
             failed = dict(listing.failed)
             gone: dict[str, None] = {}
-            for path in remembered - set(listing.files) - set(failed):
-                place = _place_of(path, listing.failed)
+            for path in remembered - set(listing.files) - set(places):
+                place = _place_of(path, places)
                 if place is None:
                     gone[path] = None
                 else:
-                    failed[path] = f"cannot read {place}: {listing.failed[place]}"
+                    failed.pop(place, None)
+                    failed[path] = f"cannot read {place}: {places[place]}"
             changed = {path: it for path, it in listing.files.items() if known.get(path) != it}
             unsettled = {
                 path
@@ -326,7 +328,8 @@ class ResourceStore:
         for problem in self.problems:
             if problem not in self._complained:
                 _log.error(
-                    "resource refused; what was good before stays in force",
+                    "resource refused; its last good version stays in force, and where there is "
+                    "none, proxies that it may be about deny",
                     reason="bad_resource",
                     detail=str(problem),
                 )

@@ -14,6 +14,7 @@ import structlog.testing
 import trio
 
 from ca.store import store as store_module
+from ca.store.directory import read_resources
 from ca.store.memory import Memory
 from ca.store.store import Batch, ResourceStore
 from ca.store.writer import read_texts
@@ -21,7 +22,7 @@ from mesh.clock import system_now
 from mesh.errors import ConfigError
 from mesh.resources.problem import Refused
 from tests.ca.discovery.builders import authz
-from tests.ca.store.test_catalog import BAD, GOOD, OTHER, P, Q
+from tests.ca.store.test_catalog import BAD, GOOD, NOT_YAML, OTHER, P, Q
 
 ALLOW = GOOD.replace("DENY", "ALLOW")
 
@@ -175,8 +176,8 @@ async def test_a_symlink_that_leads_nowhere_loses_nothing(
     with structlog.testing.capture_logs() as logs:
         shared.rename(tmp_path / "away")
         await complaint(logs, "bad_resource")
-        await problems(seen, {"a.yaml", "team", "team/b.yaml"})
-    assert seen.names >= {"app/p", "app/q"}
+        await problems(seen, {"a.yaml", "team/b.yaml"})
+    assert seen.names == {"app/p", "app/q"}
     assert seen.action() == "DENY"
     (tmp_path / "away").rename(shared)
     await problems(seen, set())
@@ -197,8 +198,13 @@ async def test_what_cannot_be_looked_at_after_a_restart_is_as_it_was(tmp_path: P
     shutil.rmtree(root / "team")
     (root / "team").symlink_to("nowhere")
     async with following(root, tmp_path / "memory") as seen:
-        assert seen.names >= {"app/p", "app/q"}
-        assert {one.file for one in seen.store.problems} == {"a.yaml", "team", "team/b.yaml"}
+        assert seen.names == {"app/p", "app/q"}
+        assert {one.file for one in seen.store.problems} == {"a.yaml", "team/b.yaml"}
+    async with following(root, tmp_path / "nothing") as seen:
+        assert seen.names == {"*/unreadable-a.yaml", "*/unreadable-team"}
+        (root / "team").unlink()
+        (root / "a.yaml").unlink()
+        await seen.until(lambda: not seen.names)
 
 
 async def test_a_file_that_the_machine_cannot_look_at_is_not_gone(
@@ -232,6 +238,56 @@ async def test_mesh_settings_behind_a_symlink_that_leads_nowhere_stay(tmp_path: 
         assert seen.store.config is not None
         assert seen.store.config.root_namespace == "mesh-root"
         assert [one.file for one in seen.store.problems] == ["mesh.yaml"]
+
+
+async def test_a_file_cut_to_nothing_keeps_what_it_held_until_it_is_removed(
+    seen: Following,
+) -> None:
+    (seen.root / "mesh.yaml").write_text("rootNamespace: mesh-root\n")
+    (seen.root / "a.yaml").write_text(GOOD)
+    await seen.until(lambda: seen.names == {"app/p"})
+    (seen.root / "a.yaml").write_text("")
+    (seen.root / "mesh.yaml").write_text("")
+    await problems(seen, {"a.yaml", "mesh.yaml"})
+    assert seen.action() == "DENY"
+    assert seen.store.config is not None
+    assert seen.store.config.root_namespace == "mesh-root"
+    (seen.root / "a.yaml").unlink()
+    (seen.root / "mesh.yaml").unlink()
+    await seen.until(lambda: not seen.names and seen.batches[-1].settings)
+    assert seen.store.problems == ()
+
+
+async def test_a_file_that_is_renamed_and_broken_at_once_keeps_what_it_held(
+    seen: Following,
+) -> None:
+    (seen.root / "a.yaml").write_text(GOOD)
+    await seen.until(lambda: seen.names == {"app/p"})
+    (seen.root / ".new").write_text(NOT_YAML)
+    (seen.root / ".new").rename(seen.root / "b.yaml")
+    (seen.root / "a.yaml").unlink()
+    await problems(seen, {"b.yaml"})
+    assert seen.action() == "DENY"
+
+
+def test_a_file_that_goes_before_it_is_read_is_gone(tmp_path: Path) -> None:
+    assert read_resources(tmp_path, "a.yaml") is None
+    (tmp_path / "a.yaml").symlink_to("nowhere")
+    loaded = read_resources(tmp_path, "a.yaml")
+    assert loaded is not None
+    assert loaded.problems
+
+
+async def test_a_broken_file_at_the_first_start_is_announced(tmp_path: Path) -> None:
+    root = tmp_path / "resources"
+    root.mkdir()
+    (root / "a.yaml").write_text(NOT_YAML)
+    with structlog.testing.capture_logs() as logs:
+        async with following(root, tmp_path / "memory") as seen:
+            assert seen.names == {"*/unreadable-a.yaml"}
+            assert [one.file for one in seen.store.problems] == ["a.yaml"]
+    [complaint] = [line for line in logs if line.get("reason") == "bad_resource"]
+    assert "where there is none, proxies that it may be about deny" in complaint["event"]
 
 
 async def test_more_directories_than_are_read_change_nothing_and_are_said(
