@@ -14,7 +14,7 @@ from ca.discovery.held import (
 )
 from ca.discovery.indexes import LabelIndex
 from ca.discovery.world import Name, World, selection_of
-from ca.store.catalog import Change, InForce
+from ca.store.catalog import EVERYWHERE, Change, InForce
 from ca.store.store import Batch
 from mesh.clock import Now
 from mesh.discovery.types import MESH_CONFIG_NAME, MESH_CONFIG_URL
@@ -102,7 +102,7 @@ class Fleet:
         labels = selection_of(value).labels
         if labels is None:
             return
-        everywhere = None if namespace == self.world.root else namespace
+        everywhere = None if namespace in {self.world.root, EVERYWHERE} else namespace
         for number in self._by_labels.selected(everywhere, labels):
             yield self.clients[number]
 

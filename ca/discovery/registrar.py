@@ -26,10 +26,11 @@ class Registrar:
         self._store = store
         self._world = world
         self._now = now
-        self._owners: dict[str, object] = {}
+        self._owners: dict[str, set[object]] = {}
+        self._departures: dict[str, object] = {}
         self._entries: dict[str, WorkloadEntry] = {}
-        self._leaving: trio.MemorySendChannel[str]
-        self._left: trio.MemoryReceiveChannel[str]
+        self._leaving: trio.MemorySendChannel[tuple[str, object]]
+        self._left: trio.MemoryReceiveChannel[tuple[str, object]]
         self._leaving, self._left = trio.open_memory_channel(float("inf"))
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
@@ -38,11 +39,11 @@ class Registrar:
             if isinstance(entry, WorkloadEntry):
                 self._entries[name] = entry
                 await self._store.put(name, entry)
-                self._leaving.send_nowait(name)
+                self._depart(name)
         async with trio.open_nursery() as nursery:
             task_status.started()
-            async for name in self._left:
-                nursery.start_soon(self._remove_later, name, self._owners.get(name))
+            async for name, departure in self._left:
+                nursery.start_soon(self._remove_later, name, departure)
 
     async def register(self, node: ProxyNode) -> tuple[WorkloadEntry, object]:
         """Put a proxy's entry in force; return it, and what to `leave` with.
@@ -61,7 +62,9 @@ class Registrar:
                 raise NodeRefused(
                     f"cannot register {entry.key}: {show_path(found.path)}: {found.message}"
                 )
-        owner = self._owners[entry.key] = object()
+        owner = object()
+        self._owners.setdefault(entry.key, set()).add(owner)
+        self._departures.pop(entry.key, None)
         if not _same(self._entries.get(entry.key), entry):
             self._entries[entry.key] = entry
             await self._store.put(entry.key, entry)
@@ -69,15 +72,25 @@ class Registrar:
         return entry, owner
 
     def leave(self, name: str, owner: object) -> None:
-        """Say that a proxy has gone; if it has not come back by then, its entry goes too."""
-        if self._owners.get(name) is owner:
-            self._leaving.send_nowait(name)
+        """Say that a proxy has gone; if none is there by then, their entry goes too.
 
-    async def _remove_later(self, name: str, owner: object) -> None:
+        Several may be behind one entry: an old process and the one that takes over from it.
+        """
+        owners = self._owners[name]
+        owners.remove(owner)
+        if not owners:
+            del self._owners[name]
+            self._depart(name)
+
+    def _depart(self, name: str) -> None:
+        departure = self._departures[name] = object()
+        self._leaving.send_nowait((name, departure))
+
+    async def _remove_later(self, name: str, departure: object) -> None:
         await trio.sleep(GRACE.total_seconds())
-        if self._owners.get(name) is not owner:
+        if self._departures.get(name) is not departure:
             return
-        self._owners.pop(name, None)
+        del self._departures[name]
         self._entries.pop(name, None)
         await self._store.put(name, None)
         _log.info("workload gone", entry=name)

@@ -26,7 +26,7 @@ from ca.discovery.held import (
 from ca.discovery.indexes import SelectorIndex, covers
 from ca.discovery.services import Services, labels_of
 from ca.discovery.viewer import Viewer
-from ca.store.catalog import Change, InForce
+from ca.store.catalog import EVERYWHERE, Change, InForce
 from mesh.discovery.types import MESH_CONFIG_NAME, MESH_CONFIG_URL
 from mesh.resources.mesh_config import MeshConfig
 from mesh.resources.networking import DestinationRule, ServiceEntry, WorkloadEntry, WorkloadGroup
@@ -226,7 +226,7 @@ class World:
         return {name: held[name] for name in names if self.concerns(viewer, held[name])}
 
     def _candidates(self, viewer: Viewer, url: str) -> Iterator[str]:
-        for namespace in (viewer.namespace, self.root):
+        for namespace in (viewer.namespace, self.root, EVERYWHERE):
             yield from self._unread.get((url, namespace), ())
         finders: dict[str, Callable[[], Iterable[str]]] = {
             MESH_CONFIG_URL: lambda: (MESH_CONFIG_NAME,),
@@ -259,13 +259,13 @@ def selection_of(value: InForce) -> Selection:
 def _may_concern(viewer: Viewer, refused: Refused, url: str, root: str) -> bool:
     """Tell whether something unreadable may be about a proxy, going by where it stands.
 
-    Policies of the root namespace reach everybody. A service or a rule is kept to its own
-    namespace: whoever may call it elsewhere had no good version of it to lose, and one bad
-    document must not take the calls of a whole mesh down.
+    Policies of the root namespace reach everybody, and so does what may be in any. A service or a
+    rule is kept to its own namespace: whoever may call it elsewhere had no good version of it to
+    lose, and one bad document must not take the calls of a whole mesh down.
     """
     if url == MESH_CONFIG_URL or refused.namespace == viewer.namespace:
         return True
-    return url in POLICIES and refused.namespace == root
+    return url in POLICIES and refused.namespace in {root, EVERYWHERE}
 
 
 def _moves(change: Change) -> bool:

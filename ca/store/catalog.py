@@ -3,7 +3,8 @@
 A document that is refused changes nothing: the last good version of its resource stays in force.
 Where there is none, its name is in force as something unreadable, which everybody who enforces it
 takes for the worst. A document that cannot even be named may stand for any resource that its file
-held before, so all of those stay.
+held before, or a file that vanished together with its coming, so all of those stay; where there is
+none, something unreadable is in force that is named after the file.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
-from mesh.resources.loader import Loaded
+from mesh.resources.loader import KINDS, UNKNOWN, Loaded
 from mesh.resources.problem import Problem, Refused
 from mesh.resources.values import Resource
 
@@ -20,6 +21,10 @@ Ident = tuple[str, str]
 
 InForce = Resource | Refused
 """A resource, or the name of one that is there and cannot be read."""
+
+
+EVERYWHERE = "*"
+"""Stands for the namespace of something unreadable that may be in any; none has such a name."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,11 +51,14 @@ class FileState:
         """What to fall back on when the file goes bad."""
         return {**self.kept, **self.good}
 
+    @property
+    def held(self) -> Mapping[Ident, InForce]:
+        """Everything that the file stands for."""
+        return {**self.unread, **self.last_good}
+
     def idents(self) -> Iterator[Ident]:
         """Yield every name that the file says something about."""
-        yield from self.good
-        yield from self.kept
-        yield from self.unread
+        yield from self.held
 
 
 class Catalog:
@@ -75,6 +83,7 @@ class Catalog:
     def update(self, files: Mapping[str, Loaded | None]) -> tuple[Change, ...]:
         """Take what some files hold now, None for a file that is gone, and return what changed."""
         touched: dict[Ident, None] = {}
+        vanished = self._vanished(files)
         for file, loaded in files.items():
             old = self.files.pop(file, FileState())
             self._troubled.discard(file)
@@ -83,7 +92,7 @@ class Catalog:
                 self._owners.get(ident, set()).discard(file)
             if loaded is None:
                 continue
-            new = self.files[file] = self._state(old, loaded)
+            new = self.files[file] = self._state(file, old, loaded, vanished)
             if new.problems:
                 self._troubled.add(file)
             for ident in new.idents():
@@ -103,35 +112,46 @@ class Catalog:
                     file=other, line=0, resource=f"{kind} {key}", field="", message=message
                 )
 
-    def _state(self, old: FileState, loaded: Loaded) -> FileState:
+    def _vanished(self, files: Mapping[str, Loaded | None]) -> Mapping[Ident, InForce]:
+        """Return what files hold that are gone now, as far as no other file has it readably."""
+        held: dict[Ident, InForce] = {}
+        for file, loaded in files.items():
+            if loaded is None and file in self.files:
+                held |= self.files[file].held
+        for loaded in files.values():
+            for resource in () if loaded is None else loaded.resources:
+                held.pop(ident_of(resource), None)
+        return held
+
+    def _state(
+        self, file: str, old: FileState, loaded: Loaded, vanished: Mapping[Ident, InForce]
+    ) -> FileState:
+        if loaded.empty and old.held:
+            loaded = _emptied(file)
         good = {ident_of(one): one for one in loaded.resources}
-        named = {
-            (one.kind, f"{one.namespace}/{one.name}"): one for one in loaded.refused if one.name
-        }
-        fallbacks = self._fallbacks(old, loaded, named)
-        kept = {ident: resource for ident, resource in fallbacks if ident not in good}
-        unread = {i: one for i, one in named.items() if i not in kept and i not in good}
+        named = {(one.kind, f"{one.namespace}/{one.name}"): one for one in loaded.refused}
+        meant = {**named, **dict(self._fallbacks(old, named))}
+        said = good.keys() | named.keys()
+        held = {i: one for i, one in {**vanished, **old.held}.items() if i not in said}
+        for one in loaded.unnamed:
+            meant |= _may_mean(one, held) or _announced(one, file)
+        bad = {ident: value for ident, value in meant.items() if ident not in good}
         return FileState(
-            good=good, kept=kept, unread=unread, problems=loaded.problems, warnings=loaded.warnings
+            good=good,
+            kept={i: one for i, one in bad.items() if isinstance(one, Resource)},
+            unread={i: one for i, one in bad.items() if isinstance(one, Refused)},
+            problems=loaded.problems,
+            warnings=loaded.warnings,
         )
 
     def _fallbacks(
-        self, old: FileState, loaded: Loaded, named: Mapping[Ident, Refused]
+        self, old: FileState, named: Iterable[Ident]
     ) -> Iterator[tuple[Ident, Resource]]:
-        """Yield what each bad document may stand for, and is not to be lost."""
-        last_good = old.last_good
+        """Yield what was good of each name that is bad now."""
         for ident in named:
-            fallback = last_good.get(ident) or self._in_force.get(ident)
+            fallback = old.last_good.get(ident) or self._in_force.get(ident)
             if isinstance(fallback, Resource):
                 yield ident, fallback
-        known = {f"{kind} {key}" for kind, key in named}
-        for problem in loaded.problems:
-            if problem.resource in known:
-                continue
-            _, _, key = problem.resource.rpartition(" ")
-            for ident, resource in last_good.items():
-                if "/" not in key or ident[1] == key:
-                    yield ident, resource
 
     def _settle(self, ident: Ident) -> Change | None:
         before, after = self._in_force.get(ident), self._decide(ident)
@@ -162,3 +182,26 @@ class Catalog:
 def ident_of(resource: Resource) -> Ident:
     """Return the name that a resource goes by."""
     return type(resource).__name__, resource.key
+
+
+def _may_mean(unnamed: Refused, held: Mapping[Ident, InForce]) -> dict[Ident, InForce]:
+    """Return what a document without a name may stand for: anything, but for what it does say."""
+    key = f"{unnamed.namespace}/{unnamed.name}"
+    known = bool(unnamed.namespace and unnamed.name)
+    return {ident: one for ident, one in held.items() if not known or ident[1] == key}
+
+
+def _announced(unnamed: Refused, file: str) -> dict[Ident, InForce]:
+    """Return what stands for a document that never was good, nothing for another controller's."""
+    if unnamed.kind not in KINDS:
+        return {}
+    shown = file.encode(errors="replace").decode()
+    one = Refused(unnamed.kind, unnamed.namespace or EVERYWHERE, f"unreadable-{shown}")
+    return {(one.kind, f"{one.namespace}/{one.name}"): one}
+
+
+def _emptied(file: str) -> Loaded:
+    """Return what an empty file says that held something: a writer failed, as on a full disk."""
+    message = "the file is empty, and what it held stays: remove the file to remove that"
+    problem = Problem(file=file, line=0, resource="", field="", message=message)
+    return Loaded(problems=(problem,), unnamed=(UNKNOWN,))

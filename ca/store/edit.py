@@ -176,7 +176,7 @@ def _place_in(piece: str, file: str, index: int, ident: Ident) -> _Place | None:
     loaded = load_resources(piece, file=file)
     names = [ident_of(one) for one in loaded.resources]
     refused = [(one.kind, f"{one.namespace}/{one.name}") for one in loaded.refused]
-    alone = len(names) + len(refused) == 1
+    alone = len(names) + len(refused) + len(loaded.unnamed) == 1
     for resource in loaded.resources:
         if ident_of(resource) == ident:
             return _Place(file, index, resource, alone)

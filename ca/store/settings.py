@@ -65,6 +65,8 @@ class Settings:
         """Take what the file holds now, None for no file; tell whether anything changes by it."""
         before = self.config
         self._absent = text is None
+        if text == "" and self.good_text:
+            text = ConfigError("the file is empty, and the settings stay: remove it for defaults")
         if text is None:
             self._good, self.problems, self.good_text = None, (), ""
         elif isinstance(text, ConfigError):

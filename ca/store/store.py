@@ -7,7 +7,7 @@ taken for a fault of the machine, not for the wish to have no policy.
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -22,7 +22,8 @@ from ca.store.directory import (
     list_files,
     read_resources,
     read_text,
-    sign,
+    sign_all,
+    unreadable,
 )
 from ca.store.lock import reading
 from ca.store.memory import Memory
@@ -80,10 +81,10 @@ class _Read:
 
 @dataclass(slots=True)
 class _Known:
-    """What the last look at the directory found."""
+    """What the last look at the directory found; `gone` says why there was nothing to see."""
 
     signatures: dict[str, Signature] = field(default_factory=dict[str, Signature])
-    gone: bool = False
+    gone: str = ""
     unsettled: bool = False
     loaded_at: float = float("-inf")
 
@@ -112,7 +113,7 @@ class ResourceStore:
     @property
     def problems(self) -> tuple[Problem, ...]:
         """Everything that is wrong in the directory now."""
-        return (*self._settings.problems, *self.catalog.problems())
+        return (*self._directory_problems(), *self._settings.problems, *self.catalog.problems())
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Load everything, then follow the directory. Raises ConfigError if it cannot be read."""
@@ -192,7 +193,7 @@ class ResourceStore:
                 ) from error
             self._complain_of_directory(error)
             return
-        self._known.gone = False
+        self._known.gone = ""
         self._known.unsettled = found.unsettled
         self._known.loaded_at = trio.current_time()
         self._watch(watch, found.directories)
@@ -212,7 +213,13 @@ class ResourceStore:
                 directory=str(self._root),
                 error=error.strerror,
             )
-        self._known.gone = True
+        self._known.gone = f"cannot read the directory of resources: {error.strerror}"
+
+    def _directory_problems(self) -> Iterator[Problem]:
+        if self._known.gone:
+            yield Problem(
+                file=str(self._root), line=0, resource="", field="", message=self._known.gone
+            )
 
     def _watch(self, watch: DirectoryWatch | None, directories: Iterable[str]) -> None:
         if watch is None:
@@ -226,19 +233,24 @@ class ResourceStore:
         """Read what is new; in a thread. Raises OSError if the directory cannot be read."""
         with reading(self._root):
             if not dirty.everything:
-                signatures = {path: sign(self._root / path) for path in dirty.paths}
+                signatures, failed = sign_all(self._root, dirty.paths)
                 self._root.stat()
-                return self._read_files(signatures)
+                return self._read_files(signatures, failed)
             listing = list_files(self._root)
             known = self._known.signatures
             remembered = set(known) | {
                 file for file in self.catalog.files if not file.startswith(PUT)
             }
-            gone = {
-                path: None
-                for path in remembered - set(listing.files)
-                if not any(path.startswith(f"{place}/") for place in listing.failed)
-            }
+            places = listing.failed
+            failed = dict(listing.failed)
+            gone: dict[str, None] = {}
+            for path in remembered - set(listing.files) - set(places):
+                place = _place_of(path, places)
+                if place is None:
+                    gone[path] = None
+                else:
+                    failed.pop(place, None)
+                    failed[path] = f"cannot read {place}: {places[place]}"
             changed = {path: it for path, it in listing.files.items() if known.get(path) != it}
             unsettled = {
                 path
@@ -247,6 +259,7 @@ class ResourceStore:
             }
             return self._read_files(
                 gone | {path: it for path, it in changed.items() if path not in unsettled},
+                failed,
                 directories=tuple(listing.directories),
                 unsettled=bool(unsettled),
             )
@@ -259,11 +272,14 @@ class ResourceStore:
     def _read_files(
         self,
         signatures: Mapping[str, Signature | None],
+        failed: Mapping[str, str],
         *,
         directories: tuple[str, ...] = (),
         unsettled: bool = False,
     ) -> _Read:
         settings: str | ConfigError | None = None
+        if MESH_FILE in failed:
+            settings = ConfigError(f"cannot read {self._root / MESH_FILE}: {failed[MESH_FILE]}")
         if signatures.get(MESH_FILE):
             try:
                 settings = read_text(self._root / MESH_FILE)
@@ -273,10 +289,12 @@ class ResourceStore:
             path: read_resources(self._root, path) if signature else None
             for path, signature in sorted(signatures.items())
             if path != MESH_FILE
+        } | {
+            path: unreadable(path, why) for path, why in sorted(failed.items()) if path != MESH_FILE
         }
         return _Read(
             files=files,
-            signatures=signatures,
+            signatures={**signatures, **dict.fromkeys(failed)},
             settings=settings,
             directories=directories,
             unsettled=unsettled,
@@ -310,13 +328,19 @@ class ResourceStore:
         for problem in self.problems:
             if problem not in self._complained:
                 _log.error(
-                    "resource refused; what was good before stays in force",
+                    "resource refused; its last good version stays in force, and where there is "
+                    "none, proxies that it may be about deny",
                     reason="bad_resource",
                     detail=str(problem),
                 )
         if self._complained and not problems:
             _log.info("all resources are good again")
         self._complained = problems
+
+
+def _place_of(path: str, failed: Iterable[str]) -> str | None:
+    """Return the directory in which a file may still be, because nobody could look there."""
+    return next((place for place in failed if path.startswith(f"{place}/")), None)
 
 
 def _log_changes(changes: tuple[Change, ...], *, settings: bool) -> None:

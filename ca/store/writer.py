@@ -17,13 +17,15 @@ from mesh.resources.values import Resource
 def read_texts(root: Path) -> dict[str, str]:
     """Return the text of every resource file by its path. Raises ConfigError."""
     try:
-        files = list_files(root).files
+        listing = list_files(root)
     except OSError as error:
+        cure = ". Start the control plane once, which makes it, or correct --state-dir"
         raise ConfigError(
-            f"cannot read the directory of resources {root}: {error.strerror}. Start the control "
-            "plane once, which makes it, or correct --state-dir"
+            f"cannot read the directory of resources {root}: {error.strerror}"
+            f"{cure if isinstance(error, FileNotFoundError) else ''}"
         ) from error
-    return {path: read_text(root / path) for path in sorted(files) if path != MESH_FILE}
+    listing.demand_whole(root)
+    return {path: read_text(root / path) for path in sorted(listing.files) if path != MESH_FILE}
 
 
 def read_unchanging(root: Path) -> dict[str, str]:

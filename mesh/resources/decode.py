@@ -48,9 +48,15 @@ def read_value(
 
 def nearest(name: str, known: Sequence[str]) -> str:
     """Write `: did you mean X?` for the known name nearest to `name`, or an empty text."""
+    close = closest(name, known, 0.6)
+    return f": did you mean {close}?" if close else ""
+
+
+def closest(name: str, known: Sequence[str], cutoff: float) -> str:
+    """Return the known name nearest to `name`, empty if none is alike as `cutoff`, from 0 to 1."""
     by_fold = {other.replace("_", "").casefold(): other for other in known}
-    close = get_close_matches(name.replace("_", "").casefold(), list(by_fold), n=1, cutoff=0.6)
-    return f": did you mean {by_fold[close[0]]}?" if close else ""
+    close = get_close_matches(name.replace("_", "").casefold(), list(by_fold), n=1, cutoff=cutoff)
+    return by_fold[close[0]] if close else ""
 
 
 def _reader(info: inspect.Type) -> Reader:

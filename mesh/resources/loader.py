@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from msgspec.structs import replace
 
 from mesh.resources.checks import namespace_name, object_name
-from mesh.resources.decode import Reader, nearest, read_value, reader_of
+from mesh.resources.decode import Reader, closest, nearest, read_value, reader_of
 from mesh.resources.errors import ResourceError, UnreadableDocument
 from mesh.resources.mesh_config import MeshConfig
 from mesh.resources.networking import DestinationRule, ServiceEntry, WorkloadEntry, WorkloadGroup
@@ -36,6 +36,16 @@ KINDS: Mapping[str, type[Resource]] = {
 
 _READERS: Mapping[str, Reader] = {name: reader_of(kind) for name, kind in KINDS.items()}
 _MESH_READER = reader_of(MeshConfig)
+_SECURITY_GROUP = "security.istio.io"
+"""The API group of which every kind is read here."""
+
+MISSPELT = 0.8
+"""How alike a kind must be to one of ours to be taken for a misspelling of it, from 0 to 1. A
+Service is to a ServiceEntry 0.74, a ServiceMonitor 0.77; an Authorization is 0.81 to a policy."""
+
+UNKNOWN = Refused("AuthorizationPolicy", "", "")
+"""What a document of which nothing can be read may be at worst."""
+
 _LIST_KINDS = frozenset({"List", *(f"{name}List" for name in KINDS)})
 
 
@@ -44,8 +54,10 @@ class Loaded:
     """What a text held: valid resources, what was wrong, what is doubtful, what was passed over.
 
     `refused` names the resources of known kinds that are not among `resources` because of their
-    problems; a document that is not even YAML has no name. `skipped` names documents of kinds that
-    are not read; it fills only when that was asked for.
+    problems. `unnamed` has what else is not among them, as far as it could be read: what is not
+    YAML, or has no valid name, or none of our kinds. The kind is then the one that was most likely
+    meant, or another controller's. `skipped` names documents of kinds that are not read; it fills
+    only when that was asked for. `empty` tells that there was no text at all.
     """
 
     resources: tuple[Resource, ...] = ()
@@ -53,6 +65,8 @@ class Loaded:
     warnings: tuple[Problem, ...] = ()
     skipped: tuple[Problem, ...] = ()
     refused: tuple[Refused, ...] = ()
+    unnamed: tuple[Refused, ...] = ()
+    empty: bool = False
 
 
 def load_resources(
@@ -80,6 +94,8 @@ def load_resources(
             loading.document(document)
     except ResourceError as error:
         loading.problem(0, "", "", str(error))
+        loading.unnamed.append(UNKNOWN)
+    loading.empty = not text
     return loading.result()
 
 
@@ -148,6 +164,8 @@ class _Loading:
     warnings: list[Problem] = field(default_factory=list[Problem])
     skipped: list[Problem] = field(default_factory=list[Problem])
     refused: list[Refused] = field(default_factory=list[Refused])
+    unnamed: list[Refused] = field(default_factory=list[Refused])
+    empty: bool = False
 
     def result(self) -> Loaded:
         return Loaded(
@@ -156,6 +174,8 @@ class _Loading:
             warnings=tuple(self.warnings),
             skipped=tuple(self.skipped),
             refused=tuple(self.refused),
+            unnamed=tuple(self.unnamed),
+            empty=self.empty,
         )
 
     def problem(self, line: int, resource: str, place: str, message: str) -> None:
@@ -164,6 +184,7 @@ class _Loading:
     def document(self, document: Document) -> None:
         if isinstance(document, UnreadableDocument):
             self.problem(document.line, "", "", str(document))
+            self.unnamed.append(UNKNOWN)
             return
         for node in unpacked(document):
             self._resource(node)
@@ -174,6 +195,7 @@ class _Loading:
         if not kind or not version:
             missing = "apiVersion" if kind else "kind"
             self.problem(node.line, label, missing, "a resource needs an apiVersion and a kind")
+            self._refuse(node, kind, version)
         elif kind not in KINDS:
             self._unknown_kind(node, kind, version, label)
         elif version not in KINDS[kind].groups:
@@ -181,9 +203,9 @@ class _Loading:
             line = line_of(node, ("apiVersion",))
             message = f"{version!r} is not an apiVersion of {kind}: write one of {versions}"
             self.problem(line, label, "apiVersion", message)
-            self._refuse(node, kind)
+            self._refuse(node, kind, version)
         else:
-            self._known_kind(node, kind, label)
+            self._known_kind(node, kind, version, label)
 
     def _unknown_kind(self, node: Node, kind: str, version: str, label: str) -> None:
         message = f"{kind} of {version} is not a kind that is read here{nearest(kind, list(KINDS))}"
@@ -192,8 +214,9 @@ class _Loading:
             self.skipped.append(_problem(self.file, line, label, "kind", message))
         else:
             self.problem(line, label, "kind", message)
+            self._refuse(node, kind, version)
 
-    def _known_kind(self, node: Node, kind: str, label: str) -> None:
+    def _known_kind(self, node: Node, kind: str, version: str, label: str) -> None:
         resource, findings = read_value(_READERS[kind], KINDS[kind], node, ())
         if resource is not None:
             resource = _in_namespace(resource, node, self.default_namespace)
@@ -211,11 +234,14 @@ class _Loading:
         ):
             self.resources[kind, resource.key] = resource
         else:
-            self._refuse(node, kind)
+            self._refuse(node, kind, version)
 
-    def _refuse(self, node: Node, kind: str) -> None:
-        namespace = _text_at(node, "metadata", "namespace") or self.default_namespace
-        self.refused.append(Refused(kind, namespace, _text_at(node, "metadata", "name")))
+    def _refuse(self, node: Node, kind: str, version: str) -> None:
+        namespace, name = _identity(node, self.default_namespace)
+        if kind in KINDS and namespace and name:
+            self.refused.append(Refused(kind, namespace, name))
+        else:
+            self.unnamed.append(Refused(_kind_meant(kind, version), namespace, name))
 
 
 def _problem(file: str, line: int, resource: str, place: str, message: str) -> Problem:
@@ -238,6 +264,31 @@ def _text_at(node: Node, *path: str) -> str:
             return ""
         node = child
     return node.value if isinstance(node.value, str) else ""
+
+
+def _identity(node: Node, default_namespace: str) -> tuple[str, str]:
+    """Return namespace and name, each empty if it is none; a default is for what is left out."""
+    metadata = node.value.get("metadata") if isinstance(node.value, Mapping) else None
+    if metadata is None or not isinstance(metadata.value, Mapping):
+        return "", ""
+    given = metadata.value.get("namespace")
+    left_out = given is None or given.value in {None, ""}
+    namespace = default_namespace if left_out else _text_at(metadata, "namespace")
+    name = _text_at(metadata, "name")
+    return (
+        "" if namespace_name(namespace) else namespace,
+        "" if object_name(name) else name,
+    )
+
+
+def _kind_meant(kind: str, version: str) -> str:
+    """Return which of our kinds a document most likely means; `kind` itself if it means none."""
+    if kind in KINDS:
+        return kind
+    if close := closest(kind, list(KINDS), MISSPELT):
+        return close
+    ours = not kind or kind in _LIST_KINDS or version.partition("/")[0] == _SECURITY_GROUP
+    return UNKNOWN.kind if ours else kind
 
 
 def _label(node: Node, kind: str, default_namespace: str) -> str:

@@ -63,7 +63,12 @@ def _texts(sources: Sequence[str]) -> Iterator[tuple[str, str]]:
         if source == STDIN:
             yield "<stdin>", _read_stdin()
         elif path.is_dir():
-            for file in sorted(list_files(path).files):
+            try:
+                listing = list_files(path)
+            except OSError as error:
+                raise ConfigError(f"cannot read {path}: {error.strerror}") from error
+            listing.demand_whole(path)
+            for file in sorted(listing.files):
                 yield str(path / file), read_text(path / file)
         else:
             yield source, read_text(path)

@@ -30,6 +30,7 @@ from ca.store.store import Batch, ResourceStore
 from mesh.api import DELTA_AGGREGATED_RESOURCES
 from mesh.clock import trio_now
 from mesh.discovery.codec import decode_resource
+from mesh.discovery.errors import NotUnderstood
 from mesh.discovery.node import ProxyNode, encode_node
 from mesh.discovery.types import MESH_CONFIG_URL
 from mesh.grpc import (
@@ -45,7 +46,7 @@ from mesh.grpc import (
     open_channel,
 )
 from mesh.protos.discovery_pb2 import DeltaDiscoveryRequest, DeltaDiscoveryResponse, Node
-from mesh.resources.loader import Loaded
+from mesh.resources.loader import Loaded, load_resources
 from mesh.resources.mesh_config import MeshConfig
 from mesh.resources.networking import WorkloadEntry
 from mesh.resources.values import Resource
@@ -193,6 +194,24 @@ async def test_every_type_is_answered_and_changes_follow(
         mesh.put("b.yaml", authz("other/r"))
         await nothing_comes(call)
     assert not mesh.fleet.clients
+
+
+async def test_a_file_of_which_nothing_can_be_read_is_announced_to_everybody(
+    autojump_clock: MockClock, mesh: Mesh
+) -> None:
+    async with mesh.proxy() as call:
+        await subscribed(call, AUTHORIZATION_POLICY)
+        loaded: Mapping[str, Loaded | None] = {"a.yaml": load_resources("a: [")}
+        mesh.store.on_change(Batch(changes=mesh.store.catalog.update(loaded)))
+        response = await hear(call)
+        [announced] = response.resources
+        assert announced.name == "*/unreadable-a.yaml"
+        with pytest.raises(NotUnderstood, match="holds it but could not read it"):
+            decode_resource(response.type_url, announced)
+        await say(call, AUTHORIZATION_POLICY, response_nonce=response.nonce)
+    async with mesh.proxy() as later:
+        other = await subscribed(later, AUTHORIZATION_POLICY)
+        assert names(other) == ["*/unreadable-a.yaml"]
 
 
 async def test_versions_grow_and_can_be_read(autojump_clock: MockClock, mesh: Mesh) -> None:
@@ -430,6 +449,22 @@ async def test_a_proxy_that_comes_back_keeps_its_entry_as_it_was(
             await trio.sleep(1)
         await trio.sleep(5)
     assert registered(mesh) is before
+
+
+async def test_an_entry_stays_for_the_first_proxy_when_a_second_of_its_address_goes(
+    autojump_clock: MockClock, mesh: Mesh
+) -> None:
+    mesh.put("g.yaml", GROUP)
+    async with mesh.proxy() as call:
+        await subscribed(call, WORKLOAD_ENTRY, GROUPED)
+        async with mesh.proxy() as second:
+            await subscribed(second, WORKLOAD_ENTRY, GROUPED)
+        await trio.sleep(60)
+        assert registered(mesh) is not None
+    await trio.testing.wait_all_tasks_blocked()
+    await trio.sleep(9)
+    assert registered(mesh) is not None
+    await until(lambda: registered(mesh) is None)
 
 
 async def test_an_entry_of_an_earlier_run_waits_for_its_proxy(

@@ -14,7 +14,7 @@ from ca.discovery.held import (
 )
 from ca.discovery.viewer import Viewer
 from ca.discovery.world import World
-from ca.store.catalog import InForce
+from ca.store.catalog import EVERYWHERE, InForce
 from mesh.discovery.types import MESH_CONFIG_URL
 from mesh.resources.mesh_config import MeshConfig
 from mesh.resources.problem import Refused
@@ -77,6 +77,9 @@ def names(known: World, who: Viewer, url: str) -> list[str]:
         pytest.param(Refused("AuthorizationPolicy", "app", "p"), True, id="unreadable-own"),
         pytest.param(Refused("AuthorizationPolicy", ROOT, "p"), True, id="unreadable-root"),
         pytest.param(Refused("AuthorizationPolicy", "other", "p"), False, id="unreadable-other"),
+        pytest.param(Refused("AuthorizationPolicy", EVERYWHERE, "p"), True, id="unreadable-any"),
+        pytest.param(Refused("PeerAuthentication", EVERYWHERE, "p"), True, id="unreadable-modes"),
+        pytest.param(Refused("ServiceEntry", EVERYWHERE, "p"), False, id="unreadable-service-any"),
         pytest.param(Refused("ServiceEntry", "app", "p"), True, id="unreadable-service"),
         pytest.param(Refused("ServiceEntry", ROOT, "p"), False, id="unreadable-service-root"),
     ],

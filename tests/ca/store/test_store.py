@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import shutil
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -13,13 +14,15 @@ import structlog.testing
 import trio
 
 from ca.store import store as store_module
+from ca.store.directory import read_resources
 from ca.store.memory import Memory
 from ca.store.store import Batch, ResourceStore
+from ca.store.writer import read_texts
 from mesh.clock import system_now
 from mesh.errors import ConfigError
 from mesh.resources.problem import Refused
 from tests.ca.discovery.builders import authz
-from tests.ca.store.test_catalog import BAD, GOOD, OTHER, P, Q
+from tests.ca.store.test_catalog import BAD, GOOD, NOT_YAML, OTHER, P, Q
 
 ALLOW = GOOD.replace("DENY", "ALLOW")
 
@@ -153,6 +156,161 @@ async def test_a_directory_that_vanishes_changes_nothing(
     away.rename(seen.root)
     (seen.root / "b.yaml").write_text(OTHER)
     await seen.until(lambda: seen.names == {"app/p", "app/q"})
+
+
+@pytest.fixture
+def looking_often(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(store_module, "POLL", 0.05)
+
+
+async def test_a_symlink_that_leads_nowhere_loses_nothing(
+    seen: Following, tmp_path: Path, looking_often: None
+) -> None:
+    shared = tmp_path / "shared"
+    (shared / "team").mkdir(parents=True)
+    (shared / "a.yaml").write_text(GOOD)
+    (shared / "team" / "b.yaml").write_text(OTHER)
+    (seen.root / "a.yaml").symlink_to(shared / "a.yaml")
+    (seen.root / "team").symlink_to(shared / "team")
+    await seen.until(lambda: seen.names == {"app/p", "app/q"})
+    with structlog.testing.capture_logs() as logs:
+        shared.rename(tmp_path / "away")
+        await complaint(logs, "bad_resource")
+        await problems(seen, {"a.yaml", "team/b.yaml"})
+    assert seen.names == {"app/p", "app/q"}
+    assert seen.action() == "DENY"
+    (tmp_path / "away").rename(shared)
+    await problems(seen, set())
+    (seen.root / "a.yaml").unlink()
+    (seen.root / "team").unlink()
+    await seen.until(lambda: not seen.names)
+
+
+async def test_what_cannot_be_looked_at_after_a_restart_is_as_it_was(tmp_path: Path) -> None:
+    root = tmp_path / "resources"
+    (root / "team").mkdir(parents=True)
+    (root / "a.yaml").write_text(GOOD)
+    (root / "team" / "b.yaml").write_text(OTHER)
+    async with following(root, tmp_path / "memory"):
+        pass
+    (root / "a.yaml").unlink()
+    (root / "a.yaml").symlink_to("a.yaml")
+    shutil.rmtree(root / "team")
+    (root / "team").symlink_to("nowhere")
+    async with following(root, tmp_path / "memory") as seen:
+        assert seen.names == {"app/p", "app/q"}
+        assert {one.file for one in seen.store.problems} == {"a.yaml", "team/b.yaml"}
+    async with following(root, tmp_path / "nothing") as seen:
+        assert seen.names == {"*/unreadable-a.yaml", "*/unreadable-team"}
+        (root / "team").unlink()
+        (root / "a.yaml").unlink()
+        await seen.until(lambda: not seen.names)
+
+
+async def test_a_file_that_the_machine_cannot_look_at_is_not_gone(
+    seen: Following, monkeypatch: pytest.MonkeyPatch, looking_often: None
+) -> None:
+    (seen.root / "a.yaml").write_text(GOOD)
+    await seen.until(lambda: seen.names == {"app/p"})
+    stat = Path.stat
+
+    def stale(path: Path, **options: Any) -> Any:
+        if path.name == "a.yaml":
+            raise OSError(errno.ESTALE, "Stale file handle")
+        return stat(path, **options)
+
+    with monkeypatch.context() as broken:
+        broken.setattr(Path, "stat", stale)
+        await problems(seen, {"a.yaml"})
+        assert seen.action() == "DENY"
+    await problems(seen, set())
+
+
+async def test_mesh_settings_behind_a_symlink_that_leads_nowhere_stay(tmp_path: Path) -> None:
+    root = tmp_path / "resources"
+    root.mkdir()
+    (root / "mesh.yaml").write_text("rootNamespace: mesh-root\n")
+    async with following(root, tmp_path / "memory"):
+        pass
+    (root / "mesh.yaml").unlink()
+    (root / "mesh.yaml").symlink_to("nowhere")
+    async with following(root, tmp_path / "memory") as seen:
+        assert seen.store.config is not None
+        assert seen.store.config.root_namespace == "mesh-root"
+        assert [one.file for one in seen.store.problems] == ["mesh.yaml"]
+
+
+async def test_a_file_cut_to_nothing_keeps_what_it_held_until_it_is_removed(
+    seen: Following,
+) -> None:
+    (seen.root / "mesh.yaml").write_text("rootNamespace: mesh-root\n")
+    (seen.root / "a.yaml").write_text(GOOD)
+    await seen.until(lambda: seen.names == {"app/p"})
+    (seen.root / "a.yaml").write_text("")
+    (seen.root / "mesh.yaml").write_text("")
+    await problems(seen, {"a.yaml", "mesh.yaml"})
+    assert seen.action() == "DENY"
+    assert seen.store.config is not None
+    assert seen.store.config.root_namespace == "mesh-root"
+    (seen.root / "a.yaml").unlink()
+    (seen.root / "mesh.yaml").unlink()
+    await seen.until(lambda: not seen.names and seen.batches[-1].settings)
+    assert seen.store.problems == ()
+
+
+async def test_a_file_that_is_renamed_and_broken_at_once_keeps_what_it_held(
+    seen: Following,
+) -> None:
+    (seen.root / "a.yaml").write_text(GOOD)
+    await seen.until(lambda: seen.names == {"app/p"})
+    (seen.root / ".new").write_text(NOT_YAML)
+    (seen.root / ".new").rename(seen.root / "b.yaml")
+    (seen.root / "a.yaml").unlink()
+    await problems(seen, {"b.yaml"})
+    assert seen.action() == "DENY"
+
+
+def test_a_file_that_goes_before_it_is_read_is_gone(tmp_path: Path) -> None:
+    assert read_resources(tmp_path, "a.yaml") is None
+    (tmp_path / "a.yaml").symlink_to("nowhere")
+    loaded = read_resources(tmp_path, "a.yaml")
+    assert loaded is not None
+    assert loaded.problems
+
+
+async def test_a_broken_file_at_the_first_start_is_announced(tmp_path: Path) -> None:
+    root = tmp_path / "resources"
+    root.mkdir()
+    (root / "a.yaml").write_text(NOT_YAML)
+    with structlog.testing.capture_logs() as logs:
+        async with following(root, tmp_path / "memory") as seen:
+            assert seen.names == {"*/unreadable-a.yaml"}
+            assert [one.file for one in seen.store.problems] == ["a.yaml"]
+    [complaint] = [line for line in logs if line.get("reason") == "bad_resource"]
+    assert "where there is none, proxies that it may be about deny" in complaint["event"]
+
+
+async def test_more_directories_than_are_read_change_nothing_and_are_said(
+    seen: Following, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (seen.root / "a.yaml").write_text(GOOD)
+    await seen.until(lambda: seen.names == {"app/p"})
+    monkeypatch.setattr("ca.store.directory.MAX_DIRECTORIES", 3)
+    with structlog.testing.capture_logs() as logs:
+        for name in "bcd":
+            (seen.root / name).mkdir()
+        await complaint(logs, "resources_unreadable")
+    [problem] = seen.store.problems
+    assert "it holds more than 3 directories" in problem.message
+    assert seen.names == {"app/p"}
+    with pytest.raises(ConfigError, match=r"more than 3 directories$"):
+        read_texts(seen.root)
+
+
+async def problems(seen: Following, files: set[str]) -> None:
+    with trio.fail_after(5):
+        while {one.file for one in seen.store.problems} != files:  # noqa: ASYNC110
+            await trio.sleep(0.01)
 
 
 async def test_hundreds_of_files(seen: Following) -> None:

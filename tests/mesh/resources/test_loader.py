@@ -8,6 +8,7 @@ import pytest
 from mesh.resources.loader import KINDS, Loaded, load_mesh_config, load_objects, load_resources
 from mesh.resources.mesh_config import MeshConfig, Normalization, OutboundMode
 from mesh.resources.networking import DestinationRule, ServiceEntry, TlsMode
+from mesh.resources.problem import Refused
 from mesh.resources.security import Action, AuthorizationPolicy, MtlsMode, PeerAuthentication
 from mesh.resources.values import age_order
 
@@ -135,6 +136,61 @@ def test_what_is_refused_is_named_so_that_nobody_takes_it_for_absent() -> None:
         "PeerAuthentication foo/default",
     ]
     assert load_resources(STRICT).refused == ()
+
+
+@pytest.mark.parametrize(
+    ("change", "meant"),
+    [
+        pytest.param(("name: default", "name: 12"), ("PeerAuthentication", "foo", ""), id="number"),
+        pytest.param(("name: default", "name: A_b"), ("PeerAuthentication", "foo", ""), id="name"),
+        pytest.param(
+            ("namespace: foo", "namespace: Foo_"),
+            ("PeerAuthentication", "", "default"),
+            id="namespace",
+        ),
+        pytest.param(
+            ("namespace: foo", "namespace: 5"),
+            ("PeerAuthentication", "", "default"),
+            id="namespace-number",
+        ),
+        pytest.param(
+            ("PeerAuthentication", "PeerAuthentification"),
+            ("PeerAuthentication", "foo", "default"),
+            id="misspelt",
+        ),
+        pytest.param(
+            ("PeerAuthentication", "Rule"), ("AuthorizationPolicy", "foo", "default"), id="group"
+        ),
+        pytest.param(
+            ("kind: PeerAuthentication", ""), ("AuthorizationPolicy", "foo", "default"), id="none"
+        ),
+        pytest.param(("metadata:", "meta: {"), ("AuthorizationPolicy", "", ""), id="not-yaml"),
+    ],
+)
+def test_what_has_no_name_is_told_as_far_as_it_says_what_it_is(
+    change: tuple[str, str], meant: tuple[str, str, str]
+) -> None:
+    assert change[0] in STRICT
+    loaded = load_resources(STRICT.replace(*change, 1))
+    assert (loaded.resources, loaded.refused) == ((), ())
+    assert loaded.problems
+    assert loaded.unnamed == (Refused(*meant),)
+
+
+@pytest.mark.parametrize(
+    ("version", "kind"),
+    [
+        ("v1", "Service"),
+        ("v1", "ServiceAccount"),
+        ("monitoring.coreos.com/v1", "ServiceMonitor"),
+        ("networking.k8s.io/v1", "NetworkPolicy"),
+        ("networking.istio.io/v1", "VirtualService"),
+    ],
+)
+def test_kinds_of_other_controllers_are_not_taken_for_ours(version: str, kind: str) -> None:
+    loaded = load_resources(f"apiVersion: {version}\nkind: {kind}\nmetadata: {{name: a}}\n")
+    assert len(loaded.problems) == 1
+    assert loaded.unnamed == (Refused(kind, "default", "a"),)
 
 
 def test_unknown_kinds_are_named_and_skipped_only_on_request() -> None:
