@@ -72,9 +72,11 @@ def _read(root: Path, besides: frozenset[Path]) -> dict[str, Loaded]:
     try:
         with reading(root):
             return {
-                file: read_resources(root, file)
+                file: loaded
                 for file in sorted(list_files(root).files)
-                if file != MESH_FILE and (root / file).resolve() not in besides
+                if file != MESH_FILE
+                and (root / file).resolve() not in besides
+                and (loaded := read_resources(root, file)) is not None
             }
     except OSError as error:
         raise ConfigError(
