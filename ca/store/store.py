@@ -9,7 +9,7 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from pathlib import Path
 
@@ -257,17 +257,45 @@ class ResourceStore:
                 for path, it in changed.items()
                 if path not in dirty.paths and self._is_being_written(known.get(path), it)
             }
-            return self._read_files(
+            found = self._read_files(
                 gone | {path: it for path, it in changed.items() if path not in unsettled},
                 failed,
                 directories=tuple(listing.directories),
                 unsettled=bool(unsettled),
             )
+            return self._without_begun(found, dirty)
 
     def _is_being_written(self, before: Signature | None, after: Signature) -> bool:
         if before is None or before[:2] != after[:2]:
             return False
-        return self._now().timestamp() - after[3] / 1e9 < SETTLED.total_seconds()
+        return self._is_fresh(after)
+
+    def _is_fresh(self, signature: Signature) -> bool:
+        return self._now().timestamp() - signature[3] / 1e9 < SETTLED.total_seconds()
+
+    def _without_begun(self, found: _Read, dirty: Dirty) -> _Read:
+        """Leave out new files that cannot be read yet: their writer may only have begun.
+
+        At the start none is left out, as nobody may run without what it is going to hold.
+        """
+        if self._known.loaded_at == float("-inf"):
+            return found
+        begun = {
+            path
+            for path, loaded in found.files.items()
+            if loaded is not None
+            and loaded.unnamed
+            and path not in self.catalog.files
+            and path not in dirty.paths
+            and (signature := found.signatures[path]) is not None
+            and self._is_fresh(signature)
+        }
+        return replace(
+            found,
+            files={path: it for path, it in found.files.items() if path not in begun},
+            signatures={path: it for path, it in found.signatures.items() if path not in begun},
+            unsettled=found.unsettled or bool(begun),
+        )
 
     def _read_files(
         self,

@@ -6,6 +6,7 @@ import errno
 import shutil
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -112,6 +113,25 @@ async def test_what_is_still_being_written_is_not_read(seen: Following) -> None:
     assert all(change.after is not None for batch in seen.batches for change in batch.changes)
 
 
+async def test_a_new_file_that_is_still_being_written_denies_nobody(
+    seen: Following, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(store_module, "SETTLED", timedelta(seconds=30))
+    with (seen.root / "a.yaml").open("w") as writing:
+        writing.write(NOT_YAML)
+        writing.flush()
+        (seen.root / "b").mkdir()  # makes everything be looked at
+        (seen.root / "b" / "c.yaml").write_text(OTHER)
+        await seen.until(lambda: "app/q" in seen.names)
+        assert seen.names == {"app/q"}
+        writing.seek(0)
+        writing.truncate()
+        writing.write(GOOD)
+    await seen.until(lambda: seen.names == {"app/p", "app/q"})
+    changes = [change for batch in seen.batches for change in batch.changes]
+    assert not any(isinstance(change.after, Refused) for change in changes)
+
+
 async def test_directories_come_and_go_with_what_is_in_them(seen: Following) -> None:
     (seen.root / "one" / "two").mkdir(parents=True)
     (seen.root / "one" / "two" / "a.yaml").write_text(GOOD)
@@ -164,7 +184,7 @@ def looking_often(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 async def test_a_symlink_that_leads_nowhere_loses_nothing(
-    seen: Following, tmp_path: Path, looking_often: None
+    looking_often: None, seen: Following, tmp_path: Path
 ) -> None:
     shared = tmp_path / "shared"
     (shared / "team").mkdir(parents=True)
@@ -186,7 +206,9 @@ async def test_a_symlink_that_leads_nowhere_loses_nothing(
     await seen.until(lambda: not seen.names)
 
 
-async def test_what_cannot_be_looked_at_after_a_restart_is_as_it_was(tmp_path: Path) -> None:
+async def test_what_cannot_be_looked_at_after_a_restart_is_as_it_was(
+    looking_often: None, tmp_path: Path
+) -> None:
     root = tmp_path / "resources"
     (root / "team").mkdir(parents=True)
     (root / "a.yaml").write_text(GOOD)
@@ -208,7 +230,7 @@ async def test_what_cannot_be_looked_at_after_a_restart_is_as_it_was(tmp_path: P
 
 
 async def test_a_file_that_the_machine_cannot_look_at_is_not_gone(
-    seen: Following, monkeypatch: pytest.MonkeyPatch, looking_often: None
+    looking_often: None, seen: Following, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (seen.root / "a.yaml").write_text(GOOD)
     await seen.until(lambda: seen.names == {"app/p"})
